@@ -1,0 +1,154 @@
+"""An autoencoder is a density on x: p(x) = ∫ p(x | z) p(z) dz, with an encoder q(z | x) beside it.
+
+The prior used in training and the density fitted ex post are the same slot: ``model.with_prior(GMM(d).fit(z))`` is a new model that
+shares encoder and decoder. Since an autoencoder is itself a :class:`~expost.density.Density`, it can be the prior of another one: that
+is the two-stage VAE, and everything that works on one level works on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from expost.conditional import Conditional
+from expost.density.base import Codes, Density
+from expost.distributions import Marginal, point
+from expost.seeds import seeded
+from expost.tensors import batches, unit
+
+__all__ = ["Autoencoder", "evaluating"]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside the block; every module's own mode is restored afterwards."""
+    every = [m for module in modules for m in module.modules()]
+    modes = [m.training for m in every]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in zip(every, modes, strict=True):
+            m.training = mode
+
+
+class Autoencoder(Density):
+    """(encoder, decoder, prior).
+
+    Args:
+        encoder: x -> q(z | x).
+        decoder: z -> p(x | z).
+        prior: p(z), in training and for sampling; None for a plain autoencoder, which then cannot sample until ``with_prior``.
+
+    ``encode``, ``decode`` and ``forward`` are differentiable and take floats. ``latents``, ``generate`` and ``reconstruct`` are for use:
+    they take stored data (``uint8`` too), of any length, work in batches in evaluation mode and return results on the model's device.
+    """
+
+    def __init__(self, encoder: Conditional, decoder: Conditional, prior: Density | None = None) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z | x) for x of shape (*batch, *event)."""
+        return self.encoder(x)  # type: ignore[no-any-return]
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x | z) for z of shape (*batch, d)."""
+        return self.decoder(z)  # type: ignore[no-any-return]
+
+    def latent(self) -> Distribution:
+        """p(z)."""
+        if self.prior is None:
+            raise ValueError(
+                "this autoencoder has no prior to sample from: fit one, e.g. model.with_prior(GMM(d, 10).fit(model.latents(x, at='mean')))"
+            )
+        return self.prior()  # type: ignore[no-any-return]
+
+    def forward(self, samples: int = 16) -> Distribution:
+        """p(x): exact sampling, and a ``samples``-sample lower bound as ``log_prob``."""
+        return Marginal(self, samples)
+
+    def fit(self, z: Codes, *, seed: int = 0) -> Self:
+        raise ValueError(
+            "an Autoencoder is trained with expost.fit(model, objective, x); to use one as a density on codes, wrap it in SecondStage(...)"
+        )
+
+    def with_prior(self, prior: Density | None) -> Autoencoder:
+        """The same encoder and decoder (shared, not copied) with another prior; ``self`` is unchanged."""
+        return Autoencoder(self.encoder, self.decoder, prior)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.decoder.parameters()).device
+
+    def _stored(self, x: Tensor) -> Tensor:
+        return unit(x.to(self.device))
+
+    def posteriors(self, x: Tensor, *, batch_size: int = 500) -> Distribution:
+        """q(z | x_i) for a whole data set as one distribution of batch shape (n,): what a second stage draws its codes from."""
+        with evaluating(self):
+            parts = [self.encode(self._stored(b)) for b in batches(x, batch_size)]
+        return _concatenate(parts)
+
+    def latents(self, x: Tensor, *, at: Literal["mean", "sample"], batch_size: int = 500, seed: int = 0) -> Tensor:
+        """Codes (n, d) of stored data: the posterior means, or one sample of each posterior.
+
+        Args:
+            x: (n, *event), uint8 or float.
+            at: which; there is no default, because papers differ and results depend on it.
+        """
+        if at not in ("mean", "sample"):
+            raise ValueError(f'at must be "mean" or "sample", not {at!r}')
+        with evaluating(self), seeded("latents", seed):
+            parts = [self.encode(self._stored(b)) for b in batches(x, batch_size)]
+            if at == "mean":
+                return torch.cat([q.mean for q in parts])
+            try:
+                return _concatenate(parts).sample()  # drawn at once: the same codes for any batch size
+            except TypeError:
+                return torch.cat([q.sample() for q in parts])
+
+    def generate(self, n: int, *, batch_size: int = 500, seed: int = 0) -> Tensor:
+        """point(p(x | z)), z ~ p(z): what papers show as samples (no pixel noise), (n, *event) floats."""
+        if n < 1:
+            raise ValueError(f"the number of samples must be at least 1, not {n}")
+        with evaluating(self), seeded("generate", seed):
+            z = self.latent().sample((n,))
+            return torch.cat([point(self.decode(b)) for b in batches(z, batch_size)])
+
+    def decode_points(self, z: Tensor, *, batch_size: int = 500) -> Tensor:
+        """point(p(x | z)) for many codes (n, d): (n, *event)."""
+        with evaluating(self):
+            return torch.cat([point(self.decode(b)) for b in batches(z.to(self.device), batch_size)])
+
+    def reconstruct(self, x: Tensor, *, batch_size: int = 500) -> Tensor:
+        """point(p(x | point(q(z | x)))) for stored data, (n, *event) floats."""
+        with evaluating(self):
+            return torch.cat([point(self.decode(point(self.encode(self._stored(b))))) for b in batches(x, batch_size)])
+
+
+def _concatenate(parts: list[Distribution]) -> Distribution:
+    """One distribution from batches of one family: Normal (factorised), full-covariance Gaussian, or Dirac."""
+    from torch.distributions import Independent, MultivariateNormal, Normal
+
+    from expost.distributions import Dirac
+
+    first = parts[0]
+    if isinstance(first, Dirac):
+        return Dirac(torch.cat([p.mean for p in parts]))
+    if isinstance(first, MultivariateNormal):
+        return MultivariateNormal(
+            torch.cat([p.mean for p in parts]),
+            scale_tril=torch.cat([p.scale_tril for p in parts]),  # type: ignore[attr-defined]
+            validate_args=False,
+        )
+    if isinstance(first, Independent) and isinstance(first.base_dist, Normal):
+        return Independent(Normal(torch.cat([p.mean for p in parts]), torch.cat([p.stddev for p in parts]), validate_args=False), 1)
+    raise TypeError(f"posteriors of type {type(first).__name__} cannot be gathered: use model.latents(x, at='sample')")

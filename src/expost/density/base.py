@@ -1,0 +1,51 @@
+"""A density over codes: something that returns a distribution, and that may be fitted.
+
+Hyper-parameters go to ``__init__``; what is learned lives in buffers or parameters *declared there with their final shapes*, so
+that the state of a fitted density loads into a fresh one built with the same arguments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from expost.seeds import seeded
+from expost.tensors import check_finite
+
+__all__ = ["Codes", "Density", "NotFittedError", "draw_codes"]
+
+#: Codes to fit to: a matrix (n, d), or the posteriors q(z | x_i) themselves, a distribution of batch shape (n,) and event shape (d,).
+Codes = Tensor | Distribution
+
+
+class NotFittedError(ValueError):
+    """The density has no state yet: call ``fit(z)`` or load a fitted one."""
+
+
+class Density(nn.Module, ABC):
+    """() -> p(z). Abstract: a subclass defines :meth:`forward` and, where it can be fitted, :meth:`fit`."""
+
+    @abstractmethod
+    def forward(self) -> Distribution:
+        """The distribution, of empty batch shape: ``density().log_prob(z)``, ``density().sample((n,))``."""
+
+    def fit(self, z: Codes, *, seed: int = 0) -> Self:
+        """Learn from codes, replacing any earlier state; returns ``self``. A density that cannot be fitted raises with the remedy."""
+        raise ValueError(f"{type(self).__name__} cannot be fitted to codes: fit a FullGaussian, GMM, KDE, Flow or SecondStage instead")
+
+
+def draw_codes(z: Codes, *, seed: int, epoch: int = 0) -> Tensor:
+    """A matrix (n, d) of codes: the codes themselves, or one fresh draw from each posterior for this seed and epoch."""
+    if isinstance(z, Distribution):
+        with seeded("codes", seed, epoch), torch.no_grad():
+            z = z.sample()
+    if z.dim() != 2:
+        raise ValueError(f"codes must be a matrix (n, d), not of shape {tuple(z.shape)}: flatten each code to a vector first")
+    if len(z) < 2:
+        raise ValueError(f"cannot fit a density to {len(z)} codes: at least 2 are needed")
+    check_finite(z, "codes")
+    return z.detach()

@@ -1,0 +1,229 @@
+"""Heads: the last step of a conditional, features -> Distribution.
+
+A network does not know what its outputs mean; a head does. ``head.size(n)`` says how many channels the network must produce for an
+event of n channels (n latent dimensions, or n colours), and ``head(features, event_dims)`` splits them along the channel dimension,
+the first of the event's.
+
+| head | distribution | parameters of its own |
+|---|---|---|
+| :class:`Diagonal` | N(μ, diag σ²) | - |
+| :class:`FullCovariance` | N(μ, L Lᵀ) | - |
+| :class:`Constant` | N(μ, s² I), s fixed | - |
+| :class:`Dirac` | δ(z - μ) | - |
+| :class:`Bernoulli` | Bernoulli, x in {0, 1} | - |
+| :class:`CrossEntropy` | cross-entropy of grey levels, unnormalised | - |
+| :class:`Gaussian` | N(μ, γ I), γ fixed, shared and learned, optimal, or one per pixel | log σ |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import distributions as D
+
+from expost import distributions as ours
+
+__all__ = [
+    "Bernoulli",
+    "Constant",
+    "CrossEntropy",
+    "Diagonal",
+    "Dirac",
+    "FullCovariance",
+    "Gaussian",
+    "Head",
+    "exp",
+    "exp_tanh",
+    "half_exp",
+    "softplus",
+]
+
+
+def exp(raw: Tensor) -> Tensor:
+    """σ = e^raw: the network gives log σ (000)."""
+    return raw.exp()
+
+
+def half_exp(raw: Tensor) -> Tensor:
+    """σ = e^(raw / 2): the network gives log σ², the commonest choice (003, 004)."""
+    return (0.5 * raw).exp()
+
+
+def softplus(raw: Tensor) -> Tensor:
+    """σ = 10⁻⁶ + log(1 + e^raw) (001's neutral network)."""
+    return F.softplus(raw) + 1e-6
+
+
+def exp_tanh(raw: Tensor) -> Tensor:
+    """σ = e^(5 tanh raw): log σ kept within ±5 (002's code)."""
+    return (5 * torch.tanh(raw)).exp()
+
+
+def identity(raw: Tensor) -> Tensor:
+    """The link of an unbounded mean."""
+    return raw
+
+
+class Head(nn.Module):
+    """features (*batch, size(n), *rest) -> Distribution of event shape (n, *rest). Abstract: define ``forward`` (and ``size``)."""
+
+    def size(self, channels: int) -> int:
+        """How many channels the network must produce for an event of ``channels`` channels."""
+        return channels
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        raise NotImplementedError
+
+
+def _halves(features: Tensor, event_dims: int) -> tuple[Tensor, Tensor]:
+    channels = features.shape[-event_dims]
+    if channels % 2:
+        raise ValueError(
+            f"this head needs an even number of channels (mean and scale), not {channels}: build the network with head.size(n)"
+        )
+    first, second = features.chunk(2, dim=-event_dims)
+    return first, second
+
+
+class Diagonal(Head):
+    """N(μ, diag σ²): the usual VAE encoder. The network gives μ and a raw scale; ``scale`` maps the raw scale to σ."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor] = half_exp) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def size(self, channels: int) -> int:
+        return 2 * channels
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        mean, raw = _halves(features, event_dims)
+        return D.Independent(D.Normal(mean, self.scale(raw), validate_args=False), event_dims, validate_args=False)
+
+
+class FullCovariance(Head):
+    """N(μ, L Lᵀ) on vectors: the encoder of the Sigma-VAE (004). The network gives μ (n), log diag L (n) and the lower triangle (n(n-1)/2)."""
+
+    def size(self, channels: int) -> int:
+        return 2 * channels + channels * (channels - 1) // 2
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        if event_dims != 1:
+            raise ValueError("FullCovariance is for vectors: use Diagonal() or Gaussian() for images")
+        outputs = features.shape[-1]
+        n = (math.isqrt(9 + 8 * outputs) - 3) // 2
+        if self.size(n) != outputs:
+            raise ValueError(f"{outputs} outputs fit no full covariance: build the network with head.size(n)")
+        mean, log_diagonal, below = features.split([n, n, outputs - 2 * n], dim=-1)
+        rows, columns = torch.tril_indices(n, n, -1, device=features.device)
+        diagonal = torch.diag_embed(log_diagonal.exp())
+        triangle = torch.zeros_like(diagonal)
+        triangle[..., rows, columns] = below
+        return D.MultivariateNormal(mean, scale_tril=diagonal + triangle, validate_args=False)
+
+
+class Constant(Head):
+    """N(μ, s² I) with a fixed s: the constant-variance VAE (002; s = 0.7 there)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"the constant scale must be positive, not {scale}: use Dirac() for a deterministic encoder")
+        self.scale = float(scale)
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        return D.Independent(
+            D.Normal(features, torch.full_like(features, self.scale), validate_args=False), event_dims, validate_args=False
+        )
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
+
+
+class Dirac(Head):
+    """δ(z - μ): a deterministic encoder (AE, RAE, WAE)."""
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        return ours.Dirac(features, event_dims)
+
+
+class Bernoulli(Head):
+    """Independent Bernoulli pixels, x in {0, 1}; features are logits. Grey levels are refused by the objectives: use :class:`CrossEntropy`."""
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        return D.Independent(D.Bernoulli(logits=features, validate_args=False), event_dims, validate_args=False)
+
+
+class CrossEntropy(Head):
+    """Binary cross-entropy of grey levels; features are logits. Unnormalised, see :class:`expost.distributions.CrossEntropy`."""
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        return ours.CrossEntropy(features, event_dims)
+
+
+class Gaussian(Head):
+    r"""N(link(features), γ I).
+
+    Args:
+        scale: a number: σ = √γ fixed. ``"shared"``: one learned log σ, starting at 0 (001). ``"optimal"``: γ is the mean squared error
+            of the batch while training (closed form of 001 and 004), and its running mean, set by :meth:`track`, in evaluation.
+            ``"pixel"``: the network gives log σ for every pixel too (004).
+        link: maps features to the mean, e.g. ``torch.sigmoid`` for images in [0, 1].
+        momentum: weight of the newest batch in the running mean of ``"optimal"``.
+
+    ``head.variance`` is γ (for ``"pixel"`` it raises). Papers disagree on which of σ and γ is called γ: here γ is the variance.
+    """
+
+    def __init__(
+        self,
+        scale: float | Literal["shared", "optimal", "pixel"] = 1.0,
+        link: Callable[[Tensor], Tensor] = identity,
+        momentum: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if isinstance(scale, str) and scale not in ("shared", "optimal", "pixel"):
+            raise ValueError(f'scale must be a positive number, "shared", "optimal" or "pixel", not "{scale}"')
+        if not isinstance(scale, str) and not scale > 0:
+            raise ValueError(f"the fixed scale must be positive, not {scale}")
+        self.kind = scale if isinstance(scale, str) else "fixed"
+        self.link, self.momentum = link, momentum
+        start = torch.tensor(0.0 if isinstance(scale, str) else math.log(scale))
+        if self.kind == "shared":
+            self.log_scale = nn.Parameter(start)
+        elif self.kind != "pixel":
+            self.register_buffer("log_scale", start)
+        self._used: ours.IsotropicGaussian | None = None
+
+    def size(self, channels: int) -> int:
+        return 2 * channels if self.kind == "pixel" else channels
+
+    @property
+    def variance(self) -> Tensor:
+        """γ = σ², a scalar tensor."""
+        if self.kind == "pixel":
+            raise ValueError('a Gaussian head with scale="pixel" has one variance per pixel: ask the distribution for .variance')
+        return (2 * self.log_scale).exp()
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        if self.kind == "pixel":
+            mean, raw = _halves(features, event_dims)
+            return D.Independent(D.Normal(self.link(mean), exp(raw), validate_args=False), event_dims, validate_args=False)
+        optimal = self.kind == "optimal" and self.training
+        distribution = ours.IsotropicGaussian(self.link(features), self.log_scale, event_dims, optimal=optimal)
+        if optimal:
+            self._used = distribution
+        return distribution
+
+    def track(self) -> None:
+        """Move the running γ towards the one used in the last training step; ``fit`` calls it after every step."""
+        used, self._used = self._used, None
+        if used is not None and hasattr(used, "last_variance"):
+            with torch.no_grad():
+                self.log_scale.copy_(0.5 * torch.lerp(self.variance, used.last_variance.to(self.log_scale), self.momentum).log())
+
+    def extra_repr(self) -> str:
+        return f"scale={self.kind!r}" if self.kind != "fixed" else f"scale={float(self.log_scale.exp()):g}"

@@ -1,0 +1,61 @@
+"""The record of a training: one row per logging interval and per validation, and how it ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+from expost.results import Curve
+
+__all__ = ["History"]
+
+
+@dataclass
+class History:
+    """Rows of {step, epoch, split, seconds, lr, total, <parts of the loss>}; losses are means in nats per example over the interval.
+
+    Attributes:
+        rows: the record, in order.
+        stopped: why training ended: ``"finished"``, ``"early stop"``, ``"time"``, or a sentence about a non-finite loss.
+        best_step: the step whose weights the model now has, if the best ones were kept; else the last step.
+        seconds: wall time of training over all sessions, validation included.
+        images: training examples seen.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = ""
+    best_step: int = 0
+    seconds: float = 0.0
+    images: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether training ended on a non-finite loss."""
+        return self.stopped.startswith("non-finite")
+
+    def curve(self, name: str = "total", split: str = "train") -> Curve:
+        rows = [r for r in self.rows if r["split"] == split and name in r]
+        return Curve([float(r["step"]) for r in rows], [float(r[name]) for r in rows], "step", f"{name} (nats)")
+
+    def last(self, name: str = "total", split: str = "train") -> float:
+        values = self.curve(name, split).y
+        if not values:
+            raise ValueError(f'the history has no "{name}" for "{split}"')
+        return values[-1]
+
+    def to_csv(self) -> str:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return out.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": self.rows, "stopped": self.stopped, "best_step": self.best_step, "seconds": self.seconds, "images": self.images}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> History:
+        return cls(**value)

@@ -1,0 +1,30 @@
+"""A text that names a configuration: the same in every process, unlike ``repr``, which prints addresses of functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+__all__ = ["stable_repr"]
+
+
+def stable_repr(value: Any) -> str:
+    """Dataclasses by their fields, functions by their qualified names, modules by their structure, the rest by ``repr``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = ", ".join(f"{f.name}={stable_repr(getattr(value, f.name))}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, nn.Module):
+        return str(value)
+    if isinstance(value, partial):
+        return f"partial({stable_repr(value.func)}, {stable_repr(value.args)}, {stable_repr(value.keywords)})"
+    if isinstance(value, type) or callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(stable_repr, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {stable_repr(v)}' for k, v in sorted(value.items()))}}}"
+    return repr(value)

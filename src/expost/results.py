@@ -1,0 +1,148 @@
+"""What was measured: a table with named columns, and series over steps. Results print themselves and serialise to JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Curve", "Result", "Table", "format_number"]
+
+
+def format_number(value: Any) -> str:
+    """Short text for a table cell: numbers to four significant digits (three below 1), None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)
+        if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
+            return f"{value:.3g}"
+        magnitude = math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:.{max(0, 3 - magnitude) if magnitude >= 0 else 2 - magnitude}f}"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number.
+
+    Attributes:
+        name: what was measured, with the extractor where there is one, e.g. ``FD[classifier-mnist@1a2b]``.
+        value: the number.
+        error: its standard error or spread over repetitions, where known.
+        n: sample size.
+        unit: e.g. ``nats``, ``bits/dim``.
+        notes: what the reader must know (too few samples, unnormalised head ...).
+        details: further numbers by name.
+    """
+
+    name: str
+    value: float
+    error: float | None = None
+    n: int | None = None
+    unit: str = ""
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        text = f"{self.name} = {format_number(float(self.value))}"
+        if self.error is not None:
+            text += f" ± {format_number(float(self.error))}"
+        text += f" {self.unit}" if self.unit else ""
+        text += f" (n = {self.n})" if self.n is not None else ""
+        return text + "".join(f"\n  note: {note}" for note in self.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "value": self.value,
+            "error": self.error,
+            "n": self.n,
+            "unit": self.unit,
+            "notes": list(self.notes),
+            "details": dict(self.details),
+        }
+
+
+@dataclass
+class Table:
+    """Rows of cells under named columns, with a title and footnotes."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    title: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, *cells: Any) -> None:
+        if len(cells) != len(self.columns):
+            raise ValueError(f"a row of {len(cells)} cells does not fit {len(self.columns)} columns")
+        self.rows.append(cells)
+
+    def column(self, name: str) -> list[Any]:
+        index = self.columns.index(name)
+        return [row[index] for row in self.rows]
+
+    def cell(self, row: str, column: str) -> Any:
+        """The cell under ``column`` in the row whose first cell is ``row``."""
+        index = self.columns.index(column)
+        for cells in self.rows:
+            if cells[0] == row:
+                return cells[index]
+        raise KeyError(row)
+
+    def __str__(self) -> str:
+        text = [[format_number(c) for c in row] for row in self.rows]
+        widths = [max(len(name), *(len(r[i]) for r in text)) if text else len(name) for i, name in enumerate(self.columns)]
+        numeric = [all(isinstance(row[i], int | float | None) for row in self.rows) for i in range(len(self.columns))]
+
+        def line(cells: Iterable[str]) -> str:
+            return "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)).rstrip()
+
+        lines = [self.title] if self.title else []
+        lines += [line(self.columns), "  ".join("-" * w for w in widths)]
+        lines += [line(row) for row in text]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        head = f"| {' | '.join(self.columns)} |\n|{'---|' * len(self.columns)}"
+        body = "".join(f"\n| {' | '.join(format_number(c) for c in row)} |" for row in self.rows)
+        return head + body + "".join(f"\n\n{note}" for note in self.notes)
+
+    def to_csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(["" if c is None else c for c in row] for row in self.rows)
+        return out.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"title": self.title, "columns": list(self.columns), "rows": [list(r) for r in self.rows], "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Table:
+        return cls(tuple(value["columns"]), [tuple(r) for r in value["rows"]], value.get("title", ""), list(value.get("notes", [])))
+
+
+@dataclass
+class Curve:
+    """A series: y against x, with labels for the axes."""
+
+    x: list[float]
+    y: list[float]
+    x_label: str = "step"
+    y_label: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"x": self.x, "y": self.y, "x_label": self.x_label, "y_label": self.y_label}

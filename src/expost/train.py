@@ -1,0 +1,456 @@
+"""``fit``: the training loop.
+
+The loop is written on accelerate, so that ``torchrun`` gives several processes, GPUs or machines; the data stays one tensor on the device
+and is sliced, not loaded. Two properties are promised and tested:
+
+* *Determinism*: the order of epoch e depends on (seed, e) and the noise of step t on (seed, t, process) alone. Same seed, machine and
+  number of threads: bitwise the same weights.
+* *Exact resume*: since nothing random is carried from step to step, a checkpoint is weights, optimiser moments and a step number. A run
+  killed at any moment and resumed ends with the weights of an uninterrupted one, bit for bit.
+
+With W processes each takes its rows of the same global batch; gradients are averaged, so deterministic objectives give the losses of one
+process. Batch statistics (batch normalisation, MMD) are those of each process's rows.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from expost.autoencoder import Autoencoder, evaluating
+from expost.checkpoint import RunFolder, load_weights, prefixed, split_prefix
+from expost.conditional import network_precision
+from expost.density.base import Codes, draw_codes
+from expost.files import load_tensors, save_tensors
+from expost.heads import Gaussian
+from expost.history import History
+from expost.identity import stable_repr
+from expost.interrupt import Interruptible
+from expost.objectives.base import Objective
+from expost.schedules import Plateau
+from expost.seeds import permutation, seed_from, seeded
+from expost.tensors import batches, check_finite, unit
+from expost.training import Training, automatic_precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["fit"]
+
+
+class _Step(nn.Module):
+    """What accelerate wraps: a player's network with the loss as its forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, loss: Any, model: list[Autoencoder], x: Tensor) -> Any:
+        return loss(model[0], x)
+
+
+def fit(
+    model: Autoencoder,
+    objective: Objective,
+    x: Codes,
+    *,
+    training: Training,
+    val: Tensor | None = None,
+    seed: int = 0,
+    out: str | Path | RunFolder | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    progress: bool | None = None,
+    trackers: tuple[str, ...] = (),
+) -> History:
+    """Train ``model`` in place, and return the history.
+
+    Args:
+        model: the autoencoder; moved to the device.
+        objective: (model, x) -> nats per example.
+        x: training data (n, *event), ``uint8`` images or floats, kept on the device; or a distribution of batch shape (n,), of which a fresh
+            sample is drawn every epoch (how a second stage sees the codes).
+        training: length, optimiser, schedules.
+        val: validation data, for ``best``, ``patience``, ``Plateau`` and the history.
+        seed: of data order and noise. Weights are initialised by whoever built the model.
+        out: run folder for history, checkpoints and the final weights.
+        resume: continue from the folder's checkpoint if there is one.
+        device: ``"cpu"`` or None for accelerate's choice (a GPU if there is one).
+        progress: show a bar; default: only on a terminal.
+        trackers: names of trackers known to accelerate (``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...).
+
+    Raises:
+        ValueError: data or settings that cannot be trained on, in one sentence.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+
+    A non-finite loss does not raise: training stops, the last good weights are restored, and ``history.failed`` is true.
+    """
+    return _Fit(model, objective, x, training, val, seed, out, device, trackers).run(resume, progress)
+
+
+class _Fit:
+    """State of one training; the methods are its phases."""
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        objective: Objective,
+        x: Codes,
+        training: Training,
+        val: Tensor | None,
+        seed: int,
+        out: str | Path | RunFolder | None,
+        device: str | None,
+        trackers: tuple[str, ...],
+    ) -> None:
+        from accelerate import Accelerator
+
+        folder = out if isinstance(out, RunFolder) or out is None else RunFolder.at(out)
+        self.source = x
+        x = x.mean if isinstance(x, Distribution) else x
+        if len(x) < 1:
+            raise ValueError("there are no training examples: the training split is empty")
+        check_finite(x, "the training data")
+        if (training.best or training.patience or isinstance(training.schedule, Plateau)) and val is None:
+            raise ValueError("best=True, patience and Plateau need validation data: pass val=...")
+        if trackers and folder is None:
+            raise ValueError("trackers write into the run folder: pass out=...")
+        self.accelerator: Accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision="no", log_with=list(trackers) or None, project_dir=str(folder.path) if folder else None
+        )
+        self.trackers = trackers
+        self.device, self.rank, self.world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
+        self.model, self.objective, self.training, self.seed, self.folder = model.to(self.device), objective, training, seed, folder
+        for module in objective.modules().values():
+            module.to(self.device)
+        checked = _checksum(x) if val is None else f"{_checksum(x)} {_checksum(val)}"
+        self.fingerprint = f"{training.identity()} {stable_repr(objective)} {tuple(x.shape)} {checked} seed={seed}"
+        self.x, self.val = x.to(self.device), val.to(self.device) if val is not None else None
+        self.batch = min(training.batch_size, len(x))
+        if self.batch % self.world:
+            raise ValueError(f"the batch of {self.batch} cannot be shared by {self.world} processes: choose a multiple of {self.world}")
+        self.per_epoch = len(x) // self.batch
+        self.total = training.length(self.per_epoch)
+        self.precision = {"auto": automatic_precision(model, self.device), "float32": None, "bfloat16": torch.bfloat16}[training.precision]
+        players = objective.players(model)
+        self.names = [p.name for p in players]
+        self.wrapped = [self.accelerator.prepare(_Step(p.module)) if self.world > 1 else _Step(p.module) for p in players]
+        self.optimisers = [self._optimiser(p.module) for p in players]
+        self.parameters = [[p for p in player.module.parameters() if p.requires_grad] for player in players]
+        self.heads = [m for m in model.modules() if isinstance(m, Gaussian)]
+        self.step, self.schedule_state, self.best, self.bad = 0, dict[str, float](), math.inf, 0
+        self.history, self.sums, self.count = History(), dict[str, Tensor](), 0
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if training.ema else None
+        self.best_state: dict[str, Tensor] | None = None
+        self.good, self.good_step = self._snapshot(), 0
+
+    def _optimiser(self, module: nn.Module) -> torch.optim.Adam | torch.optim.AdamW:
+        t = self.training
+        own = {id(p) for m in module.modules() if isinstance(m, Gaussian) for p in m.parameters(recurse=False)}
+        groups = [
+            {"params": [p for p in module.parameters() if p.requires_grad and id(p) not in own], "base": t.lr},
+            {"params": [p for p in module.parameters() if p.requires_grad and id(p) in own], "base": t.head_lr or t.lr},
+        ]
+        kind = torch.optim.AdamW if t.optimiser == "adamw" else torch.optim.Adam
+        fused = self.device.type in ("cpu", "cuda")
+        return kind(
+            [g for g in groups if g["params"]],
+            lr=t.lr, betas=t.betas, eps=t.eps, weight_decay=t.weight_decay, amsgrad=t.optimiser == "amsgrad", fused=fused,
+        )  # fmt: skip
+
+    # -- the loop ---------------------------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool, progress: bool | None) -> History:
+        if self.folder is not None:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            if resume and self._already_finished():
+                return self.history
+            if self.folder.checkpoint_file.is_file():
+                if not resume:
+                    raise ValueError(
+                        f"{self.folder.path} holds an unfinished run: continue it with resume=True (--resume), or choose another folder"
+                    )
+                self._restore()
+        main = self.accelerator.is_main_process
+        show = main and (sys.stderr.isatty() if progress is None else progress)
+        if self.trackers:
+            self.accelerator.init_trackers(
+                "expost", config={"training": repr(self.training), "objective": stable_repr(self.objective), "seed": self.seed}
+            )
+        self.clock, self.saved = time.monotonic() - self.history.seconds, time.monotonic()
+        modes = [m.training for m in self.model.modules()]
+        from expost.progress import Bar
+
+        with seeded("fit", self.seed), Interruptible() as interrupt, Bar(self.total, self.step, enabled=show) as bar:
+            self.model.train()
+            for module in self.objective.modules().values():
+                module.train()
+            while self.step < self.total and not self.history.stopped:
+                self._one_step()
+                bar.update(self.step, self._means() if show and self.step % 10 == 0 else None)
+                self._bookkeeping()
+                if self._agreed(interrupt.requested) and not self.history.stopped and self.step < self.total:
+                    self._save()
+                    raise KeyboardInterrupt
+        for m, mode in zip(self.model.modules(), modes, strict=True):
+            m.training = mode
+        self._finish()
+        if interrupt.requested:  # too late for this training, in time for what would follow
+            raise KeyboardInterrupt
+        return self.history
+
+    def _one_step(self) -> None:
+        epoch, place = divmod(self.step, self.per_epoch)
+        if place == 0 or not hasattr(self, "order"):
+            self.order = permutation(len(self.x), "order", self.seed, epoch)
+            if isinstance(self.source, Distribution):
+                self.x = draw_codes(self.source, seed=self.seed, epoch=epoch).to(self.device)
+        share = self.batch // self.world
+        start = place * self.batch + self.rank * share
+        x = unit(self.x[self.order[start : start + share].to(self.device)])
+        objective = self.objective.at(self.step)
+        _reseed(seed_from("noise", self.seed, self.step, self.rank), self.device)
+        rate = self.training.schedule.factor(self.step / self.total, epoch) * self.schedule_state.get("factor", 1.0)
+        parts: dict[str, Tensor] = {}
+        for i, player in enumerate(objective.players(self.model)):
+            optimiser = self.optimisers[i]
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["base"]
+            with network_precision(self.precision):
+                loss = self.wrapped[i](player.loss, [self.model], x)
+            loss.total.mean().backward()
+            if self.training.clip is not None:
+                nn.utils.clip_grad_norm_(self.parameters[i], self.training.clip)
+            optimiser.step()
+            for other in self.optimisers:
+                other.zero_grad(set_to_none=True)
+            if i == 0:
+                parts["total"] = loss.total.detach().mean()
+            parts |= {name: value.detach().mean() for name, value in loss.parts.items()}
+        for head in self.heads:
+            head.track()
+        objective.after_step(self.model)
+        if self.average is not None:
+            _average(self.average, self.model.state_dict(), self.training.ema or 0.0, self.step)
+        for name, value in parts.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+        self.count += 1
+        self.step += 1
+
+    def _bookkeeping(self) -> None:
+        """After a step: notice a non-finite loss, write rows, validate, checkpoint, watch the clock."""
+        boundary = self.step % self.per_epoch == 0 or self.step == self.total
+        due = boundary or self.step % self.training.log_every == 0
+        if (due or self.device.type == "cpu") and self._agreed(not math.isfinite(float(self.sums["total"]))):
+            self._roll_back()
+            return
+        limit = self.training.minutes
+        if limit is not None and self._agreed(time.monotonic() - self.clock > 60 * limit):
+            self.history.stopped = "time"
+        if due or self.history.stopped:
+            self._row("train", self._running())
+            self.sums, self.count = {}, 0
+        epoch = math.ceil(self.step / self.per_epoch)
+        if boundary and (epoch % self.training.validate_every == 0 or self.step == self.total):
+            self._validate(epoch)
+        if boundary or self._agreed(time.monotonic() - self.saved > self.training.checkpoint_every):
+            if self._agreed(not all(bool(torch.isfinite(p).all()) for p in self.model.parameters())):
+                self._roll_back()
+                return
+            self.good, self.good_step = self._snapshot(), self.step
+            if self._agreed(time.monotonic() - self.saved > self.training.checkpoint_every):
+                self._save()
+
+    def _agreed(self, flag: bool) -> bool:
+        """The same answer in every process: true if it is true in any."""
+        if self.world == 1:
+            return flag
+        from accelerate.utils import reduce
+
+        return float(reduce(torch.tensor([float(flag)], device=self.device), "sum")) > 0  # type: ignore[arg-type]
+
+    def _means(self) -> dict[str, float]:
+        """Means over the interval so far, of this process's rows."""
+        return {name: float(value) / max(1, self.count) for name, value in self.sums.items()}
+
+    def _running(self) -> dict[str, float]:
+        """Means over the interval so far, of all processes' rows; every process must ask."""
+        means = self._means()
+        if self.world > 1 and means:
+            from accelerate.utils import reduce
+
+            stacked = reduce(torch.tensor(list(means.values()), device=self.device), "mean")
+            return dict(zip(means, stacked.tolist(), strict=True))
+        return means
+
+    def _share_buffers(self) -> None:
+        """Give every process the buffers of process 0 (batch statistics differ), so that all validate and keep the same model."""
+        if self.world > 1:
+            from accelerate.utils import broadcast
+
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer.clone(), 0))
+
+    def _row(self, split: str, values: dict[str, float]) -> None:
+        row: dict[str, Any] = {"step": self.step, "epoch": round(self.step / self.per_epoch, 4), "split": split}
+        row |= {"seconds": round(time.monotonic() - self.clock, 3), "lr": self.optimisers[0].param_groups[0]["lr"], **values}
+        if split == "train":
+            for head in self.heads:
+                if head.kind in ("shared", "optimal"):
+                    row["log_gamma"] = 2 * float(head.log_scale.detach())
+        self.history.rows.append(row)
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.write_history(self.history.to_csv())
+        if self.trackers:
+            self.accelerator.log({f"{split}/{k}": v for k, v in row.items() if isinstance(v, float)}, step=self.step)
+
+    def _validate(self, epoch: int) -> None:
+        if self.val is None:
+            return
+        self._share_buffers()
+        current = self.model.state_dict()
+        kept = {k: v.clone() for k, v in current.items()} if self.average is not None else None
+        if self.average is not None:
+            self.model.load_state_dict(self.average)
+        totals: dict[str, float] = {}
+        seen = 0
+        objective = self.objective.at(self.step)
+        with evaluating(self.model, *objective.modules().values()), seeded("val", self.seed, epoch), network_precision(self.precision):
+            for b in batches(self.val, max(2, self.batch)):
+                if len(b) < 2 and totals:
+                    continue
+                loss = objective(self.model, unit(b))
+                for name, value in {"total": loss.total, **loss.parts}.items():
+                    totals[name] = totals.get(name, 0.0) + float(value.mean()) * len(b)
+                seen += len(b)
+        totals = {name: value / seen for name, value in totals.items()}
+        self._row("val", totals)
+        value = totals["total"]
+        if isinstance(self.training.schedule, Plateau):
+            self.schedule_state = self.training.schedule.after_validation(value, self.schedule_state)
+        if value < self.best:
+            self.best, self.bad = value, 0
+            if self.training.best:
+                self.best_state, self.history.best_step = {k: v.clone() for k, v in self.model.state_dict().items()}, self.step
+        else:
+            self.bad += 1
+            if self.training.patience is not None and self.bad >= self.training.patience:
+                self.history.stopped = "early stop"
+        if kept is not None:
+            self.model.load_state_dict(kept)
+
+    # -- state ------------------------------------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in (self.average or self.model.state_dict()).items()}
+
+    def _roll_back(self) -> None:
+        self.history.stopped = f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (clip=1)"
+        self.model.load_state_dict(self.good)
+        self.average, self.best_state = None, None
+        self.history.best_step = self.good_step
+
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        tensors = prefixed("model", dict(self.model.state_dict()))
+        for name, module in self.objective.modules().items():
+            tensors |= prefixed(f"objective/{name}", dict(module.state_dict()))
+        for name, optimiser in zip(self.names, self.optimisers, strict=True):
+            for i, moments in optimiser.state_dict()["state"].items():
+                tensors |= prefixed(f"optimiser/{name}/{i}", {k: torch.as_tensor(v) for k, v in moments.items()})
+        tensors |= prefixed("average", self.average or {}) | prefixed("best", self.best_state or {}) | prefixed("sums", self.sums)
+        self.history.seconds = time.monotonic() - self.clock
+        state = {
+            "kind": "checkpoint", "fingerprint": self.fingerprint, "step": self.step, "count": self.count, "best": self.best, "bad": self.bad,
+            "schedule": self.schedule_state, "history": self.history.to_json(),
+        }  # fmt: skip
+        save_tensors(self.folder.checkpoint_file, tensors, state)
+
+    def _restore(self) -> None:
+        assert self.folder is not None
+        where = str(self.folder.checkpoint_file)
+        tensors, state = load_tensors(where, "the checkpoint of a run")
+        if state.get("fingerprint") != self.fingerprint:
+            raise ValueError(
+                f"{where} belongs to a run with other settings or other data: repeat the original settings, or choose another folder"
+            )
+        load_weights(self.model, split_prefix("model", tensors), where)
+        for name, module in self.objective.modules().items():
+            load_weights(module, split_prefix(f"objective/{name}", tensors), where)
+        for name, optimiser in zip(self.names, self.optimisers, strict=True):
+            current = optimiser.state_dict()
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in split_prefix(f"optimiser/{name}", tensors).items():
+                index, moment = key.split("/")
+                moments.setdefault(int(index), {})[moment] = value
+            optimiser.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+        to = self.device
+        self.average = {k: v.to(to) for k, v in split_prefix("average", tensors).items()} or self.average
+        self.best_state = {k: v.to(to) for k, v in split_prefix("best", tensors).items()} or None
+        self.sums = {k: v.to(to) for k, v in split_prefix("sums", tensors).items()}
+        self.step, self.count, self.best, self.bad = state["step"], state["count"], state["best"], state["bad"]
+        self.schedule_state, self.history = state["schedule"], History.from_json(state["history"])
+        self.history.stopped = ""
+        self.good, self.good_step = self._snapshot(), self.step
+
+    def _already_finished(self) -> bool:
+        """Whether the folder holds the end of this very run; if so its weights and history are taken from there."""
+        assert self.folder is not None
+        if self.folder.checkpoint_file.is_file() or not self.folder.model_file.is_file():
+            return False
+        tensors, meta = load_tensors(self.folder.model_file, "the weights of a run")
+        if meta.get("fingerprint") != self.fingerprint:
+            return False
+        load_weights(self.model, tensors, str(self.folder.model_file))
+        self.history = History.from_json(meta["history"])
+        return True
+
+    def _finish(self) -> None:
+        self._share_buffers()
+        if self.best_state is not None:
+            self.model.load_state_dict(self.best_state)
+        elif self.average is not None:
+            self.model.load_state_dict(self.average)
+        if self.best_state is None and not self.history.failed:
+            self.history.best_step = self.step
+        self.history.stopped = self.history.stopped or "finished"
+        self.history.seconds, self.history.images = time.monotonic() - self.clock, self.step * self.batch
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.write_history(self.history.to_csv())
+            end = {"step": self.history.best_step, "stopped": self.history.stopped}
+            self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
+            self.folder.checkpoint_file.unlink(missing_ok=True)
+        if self.trackers:
+            self.accelerator.end_training()
+
+
+def _reseed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float, step: int) -> None:
+    """average <- decay · average + (1 - decay) · current, with the decay growing from 0 as (1 + t) / (10 + t); counters are copied."""
+    decay = min(decay, (1 + step) / (10 + step))
+    floating = [k for k, v in current.items() if v.is_floating_point()]
+    torch._foreach_lerp_([average[k] for k in floating], [current[k] for k in floating], 1 - decay)
+    for name in current.keys() - set(floating):
+        average[name].copy_(current[name])
+
+
+def _checksum(x: Tensor) -> str:
+    """A quick fingerprint of the data, over at most 64 MB."""
+    flat = x.detach().cpu().reshape(-1)
+    flat = flat[:: max(1, flat.numel() * flat.element_size() // 2**26)].contiguous()
+    return f"{zlib.crc32(flat.view(torch.uint8).numpy().tobytes()):08x}"
