@@ -1,0 +1,196 @@
+"""Arrays in ``.npz`` and ``.npy`` files, never unpickled.
+
+Which array is what is read off its name: ``x_train`` / ``train`` / ``test_images`` are parts, ``y_train`` / ``train_labels`` their
+labels; else the whole set is ``images``, ``x``, ``data`` or the first array, with ``labels`` or ``y``. Several files in a folder are
+told apart by their names in the same way (``train.npz`` and ``test.npz``, or ``x_train.npy`` and ``y_train.npy``).
+
+Images are (n, H, W), (n, C, H, W), or (n, H, W, C) with 1, 3 or 4 channels, which are moved to the front. They become ``uint8`` if nothing
+is lost: booleans, whole numbers 0 ... 255, and floats k/255 in their own precision; other floats in [0, 1] stay floats. Two-dimensional
+floating arrays (n, d) are points.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expost.data.decode import Decoder
+from expost.data.source import SPLITS, Source, encode_labels, relative, split_of
+from expost.tensors import check_finite
+
+__all__ = ["array_source", "to_data"]
+
+#: Where an array came from, and the array.
+Named = tuple[str, np.ndarray]
+
+_WHOLE = ("images", "image", "x", "data", "samples")
+_LABELS = ("labels", "label", "y", "targets", "target", "classes")
+
+
+def array_source(root: Path, files: list[Path]) -> Source:
+    """One ``.npz`` or ``.npy`` file, or all of a folder."""
+    named: dict[str, Named] = {}
+    for path in sorted(files):
+        for key, array in _read(path).items():
+            alone = path.suffix.lower() == ".npy" or len(files) > 1
+            named[f"{path.stem} {key}".strip() if alone else key] = (relative(path, root) + (f", array {key}" if key else ""), array)
+    if not named:
+        raise ValueError(f"{root} holds no arrays: save some with numpy.savez(path, images=...)")
+    data, labels = _assign(named, root)
+    parts = [part for part in SPLITS if part in data]
+    notes: list[str] = []
+    tensors = []
+    for part in parts:
+        what, array = data[part]
+        tensor, said = to_data(array, what)
+        tensors.append(tensor)
+        notes += [note for note in said if note not in notes]
+    if len({(t.shape[1:], t.dtype) for t in tensors}) > 1:
+        shapes = ", ".join(
+            f"{part}: {str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for part, t in zip(parts, tensors, strict=True)
+        )
+        raise ValueError(f"the parts of {root.name} have different shapes or types ({shapes}): make them equal but for the first number")
+    counts = {part: len(t) for part, t in zip(parts, tensors, strict=True)}
+    classes = [_classes(*labels[part], counts[part]) if part in labels else None for part in parts]
+
+    def fetch(rows: Tensor | None, decoder: Decoder) -> tuple[Tensor, list[str]]:
+        x = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        x = x if rows is None else x[rows]
+        if decoder.crop is None and decoder.size is None:
+            return x, []
+        if x.dtype != torch.uint8 or x.shape[1] not in (1, 3):
+            raise ValueError(
+                f"{root.name}: size and crop need 8-bit grey or RGB images, not {x.dtype} {tuple(x.shape[1:])}: resize them before"
+            )
+        return resize(x, decoder, root.name), decoder.notes()
+
+    return Source(counts, encode_labels(classes, list(counts.values()), root.name), fetch, notes=notes)
+
+
+def resize(x: Tensor, decoder: Decoder, name: str) -> Tensor:
+    """Crop and resize ``uint8`` images (n, 1 or 3, H, W) as pictures from files are."""
+    from PIL import Image
+
+    out = []
+    for image in x.permute(0, 2, 3, 1).contiguous().numpy():
+        try:
+            out.append(decoder.picture(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)))
+        except ValueError as error:
+            raise ValueError(f"{name}: an image {error}") from None
+    return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_data(array: np.ndarray, what: str) -> tuple[Tensor, list[str]]:
+    """An array -> ``uint8`` images (n, C, H, W), or floating data; and notes. ``ValueError`` in one sentence if it is neither."""
+    notes: list[str] = []
+    kind = array.dtype.kind
+    if kind not in "biuf" or array.dtype.itemsize > 8:
+        raise ValueError(f"{what} is of type {array.dtype}: save it as numbers (uint8, or float32 in [0, 1])")
+    if array.ndim not in (2, 3, 4) or 0 in array.shape[1:] or (array.ndim == 2 and kind != "f"):
+        raise ValueError(f"{what} has shape {array.shape}: images are (n, H, W) or (n, C, H, W), points are floats (n, d)")
+    if len(array) == 0:
+        raise ValueError(f"{what} is empty: give at least one example")
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    if kind == "f":
+        check_finite(torch.from_numpy(array), what)
+    if array.ndim == 2:
+        return torch.from_numpy(array), notes
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+        notes.append(f"channels were last {array.shape} and are first now")
+        array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array), notes
+    low, high = array.min(), array.max()
+    if kind == "b":
+        notes.append("booleans became 0 and 255")
+        return torch.from_numpy(array.astype(np.uint8) * np.uint8(255)), notes
+    if kind in "iu":
+        if low < 0 or high > 255:
+            raise ValueError(f"{what} has whole numbers from {low} to {high}: images need 0 ... 255 as uint8, or floats in [0, 1]")
+        return torch.from_numpy(array.astype(np.uint8)), notes
+    if low < 0 or (high > 1 and not (high <= 255 and _whole(array))):
+        raise ValueError(f"{what} has values from {low:g} to {high:g}: scale images to [0, 1] first, (x + 1) / 2 for [-1, 1]")
+    if high > 1:
+        notes.append("whole floats 0 ... 255 became uint8")
+        return torch.from_numpy(array.astype(np.uint8)), notes
+    levels = _levels(array)
+    return torch.from_numpy(array if levels is None else levels), notes
+
+
+def _whole(array: np.ndarray) -> bool:
+    return all(bool((block == np.rint(block)).all()) for block in np.array_split(array, max(1, len(array) // 1024)))
+
+
+def _levels(array: np.ndarray) -> np.ndarray | None:
+    """k with array = k/255 as this precision computes it (by division, or by the reciprocal), or None; block by block."""
+    out = np.empty(array.shape, np.uint8)
+    scale = array.dtype.type(255)
+    for at in range(0, len(array), 1024):
+        block = array[at : at + 1024]
+        levels = np.rint(block * scale)
+        if not ((block == levels / scale) | (block == levels * (array.dtype.type(1) / scale))).all():
+            return None
+        out[at : at + 1024] = levels
+    return out
+
+
+def _classes(what: str, array: np.ndarray, count: int) -> np.ndarray:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) != count:
+        raise ValueError(f"{what} holds labels of shape {array.shape} for {count} examples: give one label per example")
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind == "U":
+        return array.astype(object)
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"{what} holds labels of type {array.dtype}: give whole numbers 0, 1, 2 ... or names")
+    return array
+
+
+def _assign(named: dict[str, Named], root: Path) -> tuple[dict[str, Named], dict[str, Named]]:
+    """Sort arrays into data and labels by part."""
+    data: dict[str, Named] = {}
+    labels: dict[str, Named] = {}
+    spare: dict[str, Named] = {}
+    for name, found in named.items():
+        words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+        part = split_of(name)
+        target = labels if any(word in _LABELS for word in words) else data if part else spare
+        if target is spare:
+            spare[name] = found
+        elif (part or "train") in target:
+            raise ValueError(f"{root} holds two arrays for {part or 'all'} {'labels' if target is labels else 'data'}: keep one of them")
+        else:
+            target[part or "train"] = found
+    if not data:
+        if not spare:
+            raise ValueError(f"{root} holds labels but no data: add an array called images")
+        lower = {name.lower().split()[-1]: name for name in reversed(spare)}
+        data["train"] = spare[next((lower[key] for key in _WHOLE if key in lower), next(iter(spare)))]
+    return data, labels
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:  # ours to close: numpy leaves a damaged archive open
+            magic = file.read(6)
+            file.seek(0)
+            if magic[:4] not in (b"PK\x03\x04", b"PK\x05\x06") and magic != b"\x93NUMPY":
+                raise EOFError
+            loaded = np.load(file, allow_pickle=False)
+            return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        if "pickle" in str(error) or "Object arrays" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects, which are never unpickled: save plain numbers (uint8 or float32) instead"
+            ) from None
+        raise ValueError(f"{path} is truncated or not a numpy file: save it again") from None
+    except Exception as error:  # zlib.error and whatever a damaged archive brings
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): save it again") from None

@@ -1,0 +1,98 @@
+"""Which rows of a source become train, val and test.
+
+* A source's own parts are kept as they are, in their order.
+* No validation part: for data sets of the papers the last 10 000 training rows (Ghosh et al. 2020; their code's validation set
+  overlapped the training set), of a partial training part its last tenth; for all others a seeded random tenth.
+* No test part: a seeded random tenth each for val and test.
+
+Rows that are drawn at random are also shuffled, so that the beginning of a split is representative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expost.data.source import SPLITS
+from expost.seeds import permutation
+
+__all__ = ["Rule", "assign", "fraction"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a data set of the papers is split: ``val`` last rows of ``train`` training rows are held out (0: it has its own part)."""
+
+    train: int
+    val: int
+
+
+def assign(
+    counts: dict[str, int], rule: Rule | None, name: str, *, val: int | float | None, seed: int, max_items: int | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Row numbers of each split, and notes.
+
+    Args:
+        counts: rows of each part of the source, in the order of their numbering.
+        rule: of a known data set whose rows lie in their official order; None else.
+        val: rows (int) or share (float in (0, 1)) of the training part to hold out instead of the usual number.
+        seed: of the random splits.
+        max_items: at most so many rows of each split: the first ones under a rule, else a random choice in the order they had.
+    """
+    if sum(counts.values()) == 0:
+        raise ValueError(f"{name} is empty: give at least 3 examples")
+    if empty := [part for part in counts if counts[part] == 0]:
+        raise ValueError(f"{name}: the {empty[0]} split is empty: give at least one example, or leave the split out")
+    if max_items is not None and max_items < 1:
+        raise ValueError(f"max_items must be at least 1, not {max_items}")
+    rows, start = {}, 0
+    for part, count in counts.items():
+        rows[part] = torch.arange(start, start + count)
+        start += count
+    notes = []
+    if "train" not in rows:
+        if len(rows) > 1:
+            raise ValueError(f"{name} has no train split, only {' and '.join(rows)}: call one of them train")
+        rows = {"train": next(iter(rows.values()))}
+    if "val" in rows and val is not None:
+        raise ValueError(f"{name} comes with a validation split of {len(rows['val'])}: leave val out")
+    whole = len(rows["train"])
+    if rule is not None and whole != rule.train:
+        notes.append(f"a part of {name}: {whole} of {rule.train} training images")
+    tenth = max(1, round(whole / 10))
+    if "test" not in rows:
+        size = tenth if val is None else fraction(val, whole, name)
+        held = tenth + (size if "val" not in rows else 0)
+        if whole <= held:
+            raise ValueError(f"{name}: {whole} examples are too few to split: give at least 3, or a smaller val")
+        order = rows["train"][permutation(whole, "split", seed)]
+        rows["train"], rows["test"] = order[: whole - held], order[whole - tenth :]
+        notes.append(f"test = a random tenth (seed {seed})")
+        if "val" not in rows:
+            rows["val"] = order[whole - held : whole - tenth]
+            notes[-1] = f"no test split in the source: {whole - held}/{size}/{tenth} at random (seed {seed})"
+    elif "val" not in rows:
+        full = rule is not None and whole == rule.train
+        size = fraction(val, whole, name) if val is not None else rule.val if rule is not None and full and rule.val else tenth
+        if whole <= size:
+            raise ValueError(f"{name}: {whole} training examples leave none for train after {size} for val: give more, or a smaller val")
+        order = rows["train"] if rule is not None else rows["train"][permutation(whole, "split", seed)]
+        rows["train"], rows["val"] = order[: whole - size], order[whole - size :]
+        notes.append(f"val = {f'the last {size}' if rule is not None else f'{size} random (seed {seed})'} of {whole} training examples")
+    rows = {part: rows[part] for part in SPLITS}
+    if max_items is not None and any(len(r) > max_items for r in rows.values()):
+        notes.append(f"at most {max_items} examples of each split (max_items)")
+        for part, found in rows.items():
+            keep = torch.arange(len(found)) if rule is not None else permutation(len(found), "max_items", part, seed)
+            rows[part] = found[keep[:max_items].sort().values]
+    return rows, notes
+
+
+def fraction(val: int | float, whole: int, name: str) -> int:
+    """A number of rows from a number or a share in (0, 1)."""
+    size = val if isinstance(val, int) else round(val * whole) if 0 < val < 1 else 0
+    if isinstance(val, bool) or not 0 < size < whole:
+        raise ValueError(f"{name}: val={val} of {whole} training examples is not possible: give a number below {whole} or a share like 0.1")
+    return size
