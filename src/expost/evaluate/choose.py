@@ -1,0 +1,56 @@
+"""Which extractor scores a data set: by name on the command line, or the data set's own classifier."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from expost.data import Dataset
+from expost.evaluate.classifier import TrainedClassifier, default_extractor
+from expost.evaluate.features import Extractor, Pixels, RandomNetwork
+from expost.evaluate.inception import Inception2015
+
+__all__ = ["extractor_of"]
+
+
+def say(text: str) -> None:
+    """Progress of a classifier's training, on a terminal only."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+def extractor_of(
+    name: str, dataset: Dataset, *, cache: str | Path | None = None, progress: Callable[[str], None] = say
+) -> tuple[Extractor, tuple[str, ...]]:
+    """An extractor and what must be said beside its scores.
+
+    Args:
+        name: ``classifier`` (trained once on the data set; a random network where there are no labels), ``pixels``, ``random``, or
+            ``inception:WEIGHTS`` with a safetensors file or hub path.
+        dataset: what is scored.
+    """
+    kind, _, rest = name.partition(":")
+    if len(dataset.shape) != 3:
+        raise ValueError(f"extractors are for images (C, H, W): {dataset.name} has data of shape {tuple(dataset.shape)}")
+    shape = (dataset.shape[0], dataset.shape[1], dataset.shape[2])
+    if kind == "classifier":
+        train, test = dataset.train, dataset.test
+        extractor = default_extractor(
+            dataset.name, train.x, train.labels, test.x, test.labels, dataset.hash, cache=cache, progress=progress
+        )
+        return extractor, _about(extractor)
+    if kind == "pixels":
+        return Pixels(shape), ("features are raw pixels",)
+    if kind == "random":
+        return RandomNetwork(shape).calibrated(dataset.train.x), ("features of an untrained network",)
+    if kind == "inception":
+        inception = Inception2015.load(rest or None)
+        return inception, (f"Inception 2015-12-05, weights {inception.sha256[:12]}",)
+    raise ValueError(f'there is no extractor "{name}": choose classifier, pixels, random, or inception:WEIGHTS.safetensors')
+
+
+def _about(extractor: Extractor) -> tuple[str, ...]:
+    if isinstance(extractor, TrainedClassifier):
+        return (f"{extractor.identity}: test accuracy {100 * extractor.accuracy:.2f} %",)
+    return (f"{extractor.identity}: no labels, so features are those of an untrained network",)
