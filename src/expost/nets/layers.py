@@ -1,0 +1,126 @@
+"""Linear, Conv2d and ConvTranspose2d that are torch's in everything but speed.
+
+Same constructor, parameters, names, initial values and results (to rounding) as torch's classes; only two things differ.
+
+* Weights lie in memory channels-last (same numbers, same shape). Every result then is channels-last too, on which CPU
+  convolutions, batch normalisation and pooling are faster, and between layers nothing is copied. Tools that ask for contiguous
+  tensors, such as ``safetensors``, need ``.contiguous()`` first.
+* On a CPU, in float32 or bfloat16 (autocast included), the forward picks :mod:`expost.nets.gemm` where it pays. oneDNN's
+  convolutions cost up to 25 ns per weight in every call, however few the images (measured; rearranging the weight would explain it);
+  a product does not, but copies the windows. So it pays where weights are many for the rows they meet:
+
+      conv:       weights >= 1500 * rows,  rows = images x output positions (transposed: input positions)
+
+  Measured on one core (AMD Zen 5, torch 2.13; forward and backward, torch's time over the product's, float32 | bfloat16):
+
+      weights per row   layer                                                  ratio
+      83 886            512 -> 1024, k4 s2, on 3x3, 100 images                 7.5  | 6.6
+      41 943            512 -> 1024, k4 s2, on 4x4, 50                         4.9  | 7.3
+      11 796            512 -> 512, k3 s1, on 2x2, 50                          2.0  | 2.1
+      10 240            1024 -> 512 transposed, k5 s2, on 8x8, 20              1.45 | 1.44
+      6 553             1024 -> 512 transposed, k4 s2, on 8x8, 20              1.31 | 1.20
+      2 949             1024 -> 512 transposed, k3 s2, on 4x4, 100             1.94 | 2.34
+      2 560             256 -> 512, k5 s2, on 16x16, 20                        1.18 | 1.13
+      2 330             256 -> 512, k4 s2, on 7x7, 100                         1.56 | 1.84
+      1 310             1024 -> 512 transposed, k4 s2, on 8x8, 100             1.09 | 1.07
+      737               256 -> 256, k3 s1, on 4x4, 50                          0.94 | 0.91
+      409               512 -> 256 transposed, k4 s2, on 16x16, 20             0.92 | 0.93
+      240               512 -> 256 transposed, k3 s2, on 7x7, 100              0.86 | 1.04
+      106               128 -> 256, k4 s2, on 14x14, 100                       0.78 | 0.92
+
+GPUs, other dtypes, groups, dilation, padding modes, ``torch.compile``, ``torch.func`` and forward-mode differentiation take torch's path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from expost.nets.gemm import ConvAsProduct, ConvTransposeAsProduct, LinearAsProduct
+
+__all__ = ["Conv2d", "ConvTranspose2d", "Linear"]
+
+WEIGHTS_PER_ROW = 1500
+"""From this many weights per row on, the product is faster than oneDNN's convolution (table above)."""
+
+SMALLEST = 1 << 18
+"""Layers with fewer weights are over in microseconds either way."""
+
+
+def _dtype(x: Tensor, stored: torch.dtype) -> torch.dtype | None:
+    """The dtype to multiply in, or None where torch's own path is to be taken. Does not touch the weight: it may be computed on access."""
+    if type(x) is not Tensor or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return dtype if torch.is_autocast_enabled("cpu") or x.dtype == stored else None
+
+
+def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _pays(layer: nn.Conv2d | nn.ConvTranspose2d, rows: int) -> bool:
+    weights = layer.in_channels * layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    return rows > 0 and weights >= max(SMALLEST, WEIGHTS_PER_ROW * rows)
+
+
+def _pair(x: tuple[int, ...] | str) -> tuple[int, int]:
+    assert not isinstance(x, str)
+    return x[0], x[1]
+
+
+def _stored(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``; float32 products on the CPU go to oneDNN, which doubles them on AMD processors (see :func:`gemm.product`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.numel() // max(1, self.in_features)
+        large = rows * self.in_features * self.out_features >= 1 << 23
+        if large and input.dim() > 1 and _dtype(input, _stored(self)) == torch.float32:
+            return LinearAsProduct.apply(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d``, computed as a matrix product where that is faster."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        _channels_last(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4 and _plain(self):
+            padding = _pair(self.padding)
+            size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(input.shape[2:], padding, self.kernel_size, self.stride, strict=True)]
+            dtype = _dtype(input, _stored(self))
+            if dtype and min(size) > 0 and _pays(self, len(input) * size[0] * size[1]):
+                return ConvAsProduct.apply(input, self.weight, self.bias, _pair(self.stride), padding, dtype)
+        return super().forward(input)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d``, computed as a matrix product where that is faster."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        _channels_last(self)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        dtype = _dtype(input, _stored(self)) if input.dim() == 4 and output_size is None and _plain(self) else None
+        if dtype and _pays(self, len(input) * input.shape[2] * input.shape[3]):
+            args = _pair(self.stride), _pair(self.padding), _pair(self.output_padding)
+            return ConvTransposeAsProduct.apply(input, self.weight, self.bias, *args, dtype)
+        return super().forward(input, output_size)
+
+
+def _channels_last(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    if not layer.weight.is_meta:
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
