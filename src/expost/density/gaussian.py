@@ -1,0 +1,60 @@
+r"""One Gaussian with full covariance: the simplest ex-post density (column "N" of Ghosh et al. 2020, From Variational to Deterministic
+Autoencoders, table 1), and what a mixture has to beat.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from expost.density.base import Codes, Density
+from expost.density.fitting import FitReport, codes_for, covariance_factor, moments, require_fitted
+
+__all__ = ["FullGaussian"]
+
+
+class FullGaussian(Density):
+    r"""p(z) = N(z; μ, Σ) at the maximum-likelihood μ = mean, Σ = 1/n Σ_i (z_i - μ)(z_i - μ)ᵀ.
+
+    Codes that do not span their space (constant dimensions, fewer codes than dimensions) still give a proper density: eigenvalues of Σ
+    below a floor, about 1e-10 of the largest, are raised to it (:func:`~expost.density.fitting.covariance_factor`); otherwise Σ is exact.
+
+    Args:
+        d: dimension of the codes.
+
+    >>> z = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 2.0]])
+    >>> FullGaussian(2).fit(z)().mean
+    tensor([2., 2.])
+    """
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        if d < 1:
+            raise ValueError(f"the dimension of the codes must be at least 1, not {d}")
+        self.d = d
+        self.mean: Tensor
+        self.scale_tril: Tensor
+        self.fitted: Tensor
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("scale_tril", torch.eye(d))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.report: FitReport | None = None
+
+    def forward(self) -> MultivariateNormal:
+        require_fitted(self)
+        return MultivariateNormal(self.mean, scale_tril=self.scale_tril, validate_args=False)
+
+    def fit(self, z: Codes, *, seed: int = 0) -> Self:
+        z = codes_for(self, self.d, z, seed=seed)
+        mean, covariance = moments(z)
+        self.mean.copy_(mean)
+        self.scale_tril.copy_(covariance_factor(covariance, float(z.abs().max())))
+        self.fitted.fill_(True)
+        self.report = FitReport(float(self().log_prob(z.to(self.mean.dtype)).mean()))
+        return self
+
+    def extra_repr(self) -> str:
+        return f"d={self.d}"
