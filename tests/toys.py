@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
-from expost.density.base import Density
-from expost.density.normal import StandardNormal
+from expost.density import Density, StandardNormal
 from expost.heads import Head
 from expost.seeds import generator, seeded
 

@@ -57,11 +57,11 @@ class Autoencoder(Density):
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x) for x of shape (*batch, *event)."""
-        return self.encoder(x)  # type: ignore[no-any-return]
+        return self.encoder(x)
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z) for z of shape (*batch, d)."""
-        return self.decoder(z)  # type: ignore[no-any-return]
+        return self.decoder(z)
 
     def latent(self) -> Distribution:
         """p(z)."""
@@ -69,7 +69,7 @@ class Autoencoder(Density):
             raise ValueError(
                 "this autoencoder has no prior to sample from: fit one, e.g. model.with_prior(GMM(d, 10).fit(model.latents(x, at='mean')))"
             )
-        return self.prior()  # type: ignore[no-any-return]
+        return self.prior()
 
     def forward(self, samples: int = 16) -> Distribution:
         """p(x): exact sampling, and a ``samples``-sample lower bound as ``log_prob``."""

@@ -58,8 +58,11 @@ class Dirac(Distribution):
     def variance(self) -> Tensor:
         return torch.zeros_like(self.loc)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         return self.loc.expand(torch.Size(sample_shape) + self.loc.shape)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return self.rsample(sample_shape).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise ValueError(
@@ -104,7 +107,7 @@ class CrossEntropy(Distribution):
         p = self.mean
         return p * (1 - p)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(torch.Size(sample_shape) + self.logits.shape))
 
@@ -157,7 +160,7 @@ class IsotropicGaussian(Distribution):
     def variance(self) -> Tensor:
         return (2 * self.log_scale).exp().expand(self.loc.shape)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.loc.shape
         return self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
@@ -203,7 +206,7 @@ class Marginal(Distribution):
         self.model, self.samples = model, samples
         super().__init__(torch.Size(), torch.Size(event_shape), validate_args=False)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():
             return self.model.decode(self.model.latent().sample(torch.Size(sample_shape))).sample()
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +173,7 @@ class Gaussian(Head):
             of the batch while training (closed form of 001 and 004), and its running mean, set by :meth:`track`, in evaluation.
             ``"pixel"``: the network gives log σ for every pixel too (004).
         link: maps features to the mean, e.g. ``torch.sigmoid`` for images in [0, 1].
-        momentum: weight of the newest batch in the running mean of ``"optimal"``.
+        momentum: weight of the newest batch in the running mean of ``"optimal"``; the first 1/momentum batches count equally.
 
     ``head.variance`` is γ (for ``"pixel"`` it raises). Papers disagree on which of σ and γ is called γ: here γ is the variance.
     """
@@ -196,6 +196,9 @@ class Gaussian(Head):
             self.log_scale = nn.Parameter(start)
         elif self.kind != "pixel":
             self.register_buffer("log_scale", start)
+        if self.kind == "optimal":
+            self.tracked: Tensor
+            self.register_buffer("tracked", torch.tensor(0))
         self._used: ours.IsotropicGaussian | None = None
 
     def size(self, channels: int) -> int:
@@ -223,7 +226,12 @@ class Gaussian(Head):
         used, self._used = self._used, None
         if used is not None and hasattr(used, "last_variance"):
             with torch.no_grad():
-                self.log_scale.copy_(0.5 * torch.lerp(self.variance, used.last_variance.to(self.log_scale), self.momentum).log())
+                self.tracked += 1
+                weight = (1 / self.tracked.to(self.log_scale)).clamp_min(self.momentum)
+                self.log_scale.copy_(0.5 * torch.lerp(self.variance, used.last_variance.to(self.log_scale), weight).log())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_used": None}  # a copy of the head takes no computation graph along
 
     def extra_repr(self) -> str:
         return f"scale={self.kind!r}" if self.kind != "fixed" else f"scale={float(self.log_scale.exp()):g}"

@@ -52,14 +52,14 @@ class SecondStage(Density):
     @classmethod
     def mlp(cls, d: int, width: int = 1024, training: Training = CPU, *, seed: int = 0) -> SecondStage:
         """001's networks: three hidden layers each way, the input joined to the last one (skip), linear outputs, learned scalar γ."""
-        from expost.nets import stage_decoder, stage_encoder
+        from expost.nets import dai_second_decoder, dai_second_encoder
         from expost.seeds import seeded
 
         encoder_head, decoder_head = heads.Diagonal(heads.exp), heads.Gaussian("shared")
         with seeded("SecondStage", seed):
             model = Autoencoder(
-                Conditional(stage_encoder(d, encoder_head.size(d), width=width), encoder_head),
-                Conditional(stage_decoder(d, decoder_head.size(d), width=width), decoder_head),
+                Conditional(dai_second_encoder(d, encoder_head.size(d), (width,) * 3), encoder_head),
+                Conditional(dai_second_decoder(d, decoder_head.size(d), (width,) * 3), decoder_head),
                 StandardNormal(d),
             )
         return cls(model, training)

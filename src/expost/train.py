@@ -199,6 +199,7 @@ class _Fit:
                 self._bookkeeping()
                 if self._agreed(interrupt.requested) and not self.history.stopped and self.step < self.total:
                     self._save()
+                    self.accelerator.wait_for_everyone()
                     raise KeyboardInterrupt
         for m, mode in zip(self.model.modules(), modes, strict=True):
             m.training = mode
@@ -275,7 +276,7 @@ class _Fit:
             return flag
         from accelerate.utils import reduce
 
-        return float(reduce(torch.tensor([float(flag)], device=self.device), "sum")) > 0  # type: ignore[arg-type]
+        return float(reduce(torch.tensor([float(flag)], device=self.device), "sum")) > 0
 
     def _means(self) -> dict[str, float]:
         """Means over the interval so far, of this process's rows."""
@@ -296,8 +297,11 @@ class _Fit:
         if self.world > 1:
             from accelerate.utils import broadcast
 
-            for buffer in self.model.buffers():
-                buffer.copy_(broadcast(buffer.clone(), 0))
+            parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+            for state in (self.model.state_dict(), self.average or {}):
+                for name, value in state.items():
+                    if name not in parameters and value.is_floating_point():
+                        value.copy_(broadcast(value.clone(), 0))
 
     def _row(self, split: str, values: dict[str, float]) -> None:
         row: dict[str, Any] = {"step": self.step, "epoch": round(self.step / self.per_epoch, 4), "split": split}
@@ -333,11 +337,11 @@ class _Fit:
                 seen += len(b)
         totals = {name: value / seen for name, value in totals.items()}
         self._row("val", totals)
-        value = totals["total"]
+        loss_now = totals["total"]
         if isinstance(self.training.schedule, Plateau):
-            self.schedule_state = self.training.schedule.after_validation(value, self.schedule_state)
-        if value < self.best:
-            self.best, self.bad = value, 0
+            self.schedule_state = self.training.schedule.after_validation(loss_now, self.schedule_state)
+        if loss_now < self.best:
+            self.best, self.bad = loss_now, 0
             if self.training.best:
                 self.best_state, self.history.best_step = {k: v.clone() for k, v in self.model.state_dict().items()}, self.step
         else:
@@ -430,6 +434,7 @@ class _Fit:
             end = {"step": self.history.best_step, "stopped": self.history.stopped}
             self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
             self.folder.checkpoint_file.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
         if self.trackers:
             self.accelerator.end_training()
 

@@ -45,7 +45,7 @@ class Adversarial(Objective):
         return Loss(total, {"critic": total})
 
     def _logits(self, z: Tensor) -> Tensor:
-        return self.critic(z).reshape(len(z))  # type: ignore[no-any-return]
+        return self.critic(z).reshape(len(z))
 
     def players(self, model: Autoencoder) -> tuple[Player, ...]:
         return (Player("model", model, self), Player("critic", self.critic, self.critic_loss))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class DecoderL2:
     layers: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d, nn.Conv2d, nn.Linear)
 
     def __call__(self, model: Autoencoder, z: Tensor, p: Distribution) -> Tensor:
-        kernels = [m.weight for m in model.decoder.net.modules() if isinstance(m, self.layers)]
+        kernels: list[Any] = [m.weight for m in model.decoder.net.modules() if isinstance(m, self.layers)]
         if not kernels:
             raise ValueError(f"the decoder has no layer of the types {[t.__name__ for t in self.layers]} to penalise: pass layers=(...)")
         return self.weight * torch.stack([w.square().sum() for w in kernels]).sum()

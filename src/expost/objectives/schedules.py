@@ -26,7 +26,7 @@ class Annealed(Objective):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        names = [f.name for f in fields(self.objective)] if is_dataclass(self.objective) else []
+        names: list[str] = [f.name for f in fields(self.objective)] if is_dataclass(self.objective) else []
         if self.field not in names:
             raise ValueError(f'{type(self.objective).__name__} has no weight "{self.field}": it has {", ".join(names)}')
         if self.steps < 1:
@@ -38,7 +38,7 @@ class Annealed(Objective):
     def at(self, step: int) -> Objective:
         inner: Any = self.objective.at(step)
         factor = self.start + (1 - self.start) * min(1.0, step / self.steps)
-        return replace(inner, **{self.field: factor * getattr(inner, self.field)})  # type: ignore[no-any-return]
+        return replace(inner, **{self.field: factor * getattr(inner, self.field)})
 
     def players(self, model: Autoencoder) -> tuple[Player, ...]:
         return self.objective.players(model)

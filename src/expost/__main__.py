@@ -1,0 +1,7 @@
+"""``python -m expost``."""
+
+import sys
+
+from expost.cli import main
+
+sys.exit(main())

@@ -1,0 +1,51 @@
+"""The command line: ``expost COMMAND``.
+
+Commands are dataclasses (:mod:`.commands`), their arguments are fields, their help the docstrings; what they do is imported only when they
+run, so that ``expost --help`` answers at once. A user's mistake ends in one sentence on stderr and exit status 2, Ctrl-C in 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    import tyro
+
+    from expost.cli.commands import COMMANDS, Failure
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["--version"], ["-V"]):
+        from expost import __version__
+
+        print(f"expost {__version__}")
+        return 0
+    command = tyro.extras.subcommand_cli_from_dict(  # type: ignore[var-annotated]
+        COMMANDS,
+        prog="expost",
+        description="Train autoencoders, make them generative after the fact, and measure what they learned.",
+        args=arguments,
+        sort_subcommands=False,
+    )
+    try:
+        command.run()
+    except Failure as failure:
+        print(f"expost: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("expost: interrupted; a training run continues with the same command and --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("EXPOST_TRACEBACK"):
+            raise
+        print(f"expost: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

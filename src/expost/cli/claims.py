@@ -1,0 +1,74 @@
+"""``expost claims``: run what can be measured, remember it by content, print figure and verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from expost.files import read_json, write_json
+from expost.recipes.claims import Claim, claims_of
+from expost.recipes.lab import Lab
+
+__all__ = ["check_claims"]
+
+
+def check_claims(
+    paper: str | None, source: str, budget: Any, seed: int, root: Path, device: str | None, *, only_list: bool = False
+) -> list[str]:
+    """Print claims with verdicts; returns the ids of M and S claims that do not hold."""
+    chosen = claims_of(paper)
+    if only_list:
+        for claim in chosen:
+            print(f"{claim.id:4} {claim.level}  {claim.sentence}\n        {claim.how}" + ("" if claim.measure else "  (not built yet)"))
+        return []
+
+    def say(text: str) -> None:
+        print(f"  ... {text}", file=sys.stderr, flush=True)
+
+    lab = Lab(source, budget, Path(root), seed, device, say=say)
+    cache_file = Path(root) / "claims.json"
+    cache: dict[str, Any] = read_json(cache_file, "the cache of claims") if cache_file.is_file() else {}
+    broken: list[str] = []
+    counts = {"holds": 0, "FAILS": 0, "not built yet": 0}
+    for claim in chosen:
+        if claim.measure is None:
+            verdict, measured = "not built yet", ""
+        else:
+            key = _key(claim, lab)
+            if key not in cache:
+                start = time.monotonic()
+                outcome = claim.measure(lab)
+                cache[key] = {
+                    "claim": claim.id, "holds": outcome.holds, "measured": outcome.measured, "figures": outcome.figures,
+                    "seconds": round(time.monotonic() - start, 1), "data": source, "budget": budget, "seed": seed,
+                }  # fmt: skip
+                write_json(cache_file, cache)
+            verdict, measured = "holds" if cache[key]["holds"] else "FAILS", cache[key]["measured"]
+            if verdict == "FAILS" and claim.level != "W":
+                broken.append(claim.id)
+        counts[verdict] += 1
+        print(f"{claim.id:4} {claim.level}  {verdict:13}  {claim.sentence}" + (f"\n        {measured}" if measured else ""), flush=True)
+    print(
+        f"{counts['holds']} hold, {counts['FAILS']} fail, {counts['not built yet']} not built yet ({budget} budget, {source}, seed {seed})"
+    )
+    return broken
+
+
+def _key(claim: Claim, lab: Lab) -> str:
+    """Content: the claim's own code, the measures it may call, the data, budget and seed; trained runs are named by their own content."""
+    from expost import __version__
+    from expost.recipes import dai2019, ghosh2020, measures
+    from expost.recipes.runs import plan
+
+    source = inspect.getsource(claim.measure) if claim.measure is not None else ""
+    parts = [claim.id, __version__, lab.budget, str(lab.seed), inspect.getsource(measures)]
+    if any(call in source for call in ("lab.scores", "lab.run", "column(")):
+        dataset_hash = lab.dataset.hash
+        for row in (*ghosh2020.RECIPES, *dai2019.RECIPES):
+            experiment, _ = plan(row.name, data_name=lab.source, budget=lab.budget)
+            parts.append(experiment.identity(dataset_hash, lab.seed))
+    return f"{claim.id}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"

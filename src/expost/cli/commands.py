@@ -1,0 +1,321 @@
+"""The commands. Nothing heavy is imported here: each ``run`` imports what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+if TYPE_CHECKING:
+    from expost.recipes.runs import Run
+
+__all__ = ["COMMANDS", "Failure"]
+
+Budget = Literal["smoke", "cpu", "paper"]
+
+
+class Failure(Exception):
+    """The command ran and its outcome is a failure: a sentence for stderr, exit status 1."""
+
+
+def echo(text: object = "") -> None:
+    print(text, flush=True)
+
+
+@dataclass
+class Demo:
+    """The whole way on a small real data set: train, fit densities, sample, score, look. Under a minute on two cores."""
+
+    out: Path = Path("runs/demo")
+    """folder of the report"""
+    seed: int = 0
+    """seed of weights, data order, samples"""
+
+    def run(self) -> None:
+        from expost.cli.demo import demo
+
+        demo(self.out, self.seed)
+
+
+@dataclass
+class List:
+    """Show recipes, data sets, densities and networks."""
+
+    def run(self) -> None:
+        from expost.data import names
+        from expost.density.spec import SPECS
+        from expost.recipes import RECIPES
+        from expost.recipes.networks import NETWORKS
+        from expost.results import Table
+
+        recipes = Table(("recipe", "what", "default data", "densities"), title="Recipes: expost train RECIPE")
+        for row in RECIPES.values():
+            recipes.add(row.name, row.summary, row.data, " ".join(row.densities))
+        sets = Table(("data", "what", "source"), title="Data sets: --data NAME, or any folder, .npz or .npy file")
+        for entry in names():
+            sets.add(*entry)
+        densities = Table(("density",), title="Densities: expost density RUN SPEC ...")
+        for spec in (*SPECS, "stage"):
+            if (spec,) not in densities.rows:
+                densities.add(spec)
+        networks = Table(("network", "what"), title="Networks: --set network=NAME")
+        for name, pair in NETWORKS.items():
+            networks.add(name, pair.summary)
+        echo("\n\n".join(str(t) for t in (recipes, sets, densities, networks)))
+
+
+@dataclass
+class Train:
+    """Train a recipe on a data set."""
+
+    recipe: Positional[str]
+    """name of a recipe, e.g. ghosh2020/rae-l2 (see `expost list`)"""
+    data: str | None = None
+    """data set name, folder, .npz or .npy file; default: the recipe's"""
+    budget: Budget = "cpu"
+    """smoke: does it run; cpu: minutes on two cores; paper: the paper's networks and length"""
+    set: Annotated[UseAppendAction[list[str]], arg(metavar="NAME=VALUE")] = field(default_factory=list)
+    """override a setting, e.g. --set objective.beta=0.02 --set latent=8; may be repeated"""
+    seed: int = 0
+    """seed of weights, data order and noise"""
+    out: Path | None = None
+    """run folder; default: runs/RECIPE-DATA-BUDGET-SEED"""
+    minutes: float | None = None
+    """stop after so many minutes of training"""
+    device: str | None = None
+    """cpu, cuda, mps; default: a GPU if there is one"""
+    resume: bool = False
+    """continue an unfinished run in --out"""
+    dry_run: bool = False
+    """show what would be done, and stop"""
+    track: tuple[str, ...] = ()
+    """trackers, e.g. tensorboard wandb mlflow"""
+
+    def run(self) -> None:
+        from expost.identity import stable_repr
+        from expost.recipes.overrides import parse
+        from expost.recipes.runs import choose_device, plan, train_run
+
+        settings: dict[str, Any] = dict(parse(a) for a in self.set)
+        if self.minutes is not None:
+            if not self.minutes > 0:
+                raise ValueError(f"--minutes must be positive, not {self.minutes}")
+            settings["training.minutes"] = self.minutes
+        if self.device is not None:
+            choose_device(self.device)
+        experiment, dataset = plan(self.recipe, data_name=self.data, budget=self.budget, settings=settings)
+        model, _ = experiment.build(self.seed)
+        parameters = sum(p.numel() for p in model.parameters())
+        folder = self.out or Path("runs") / f"{self.recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{self.seed}"
+        echo(f"{self.recipe} on {dataset.name} {tuple(dataset.shape)}, {len(dataset.train.x)} training examples, {parameters} parameters")
+        for note in dataset.notes:
+            echo(f"note: {note}")
+        if self.dry_run:
+            for name in ("network", "latent", "objective", "training", "densities"):
+                echo(f"{name}: {stable_repr(getattr(experiment, name))}")
+            echo(f"folder: {folder}")
+            return
+        run = train_run(
+            experiment,
+            dataset,
+            source=self.data or dataset.name,
+            budget=self.budget,
+            settings=settings,
+            seed=self.seed,
+            out=folder,
+            resume=self.resume,
+            device=self.device,
+            trackers=self.track,
+        )
+        if run.history is None:
+            echo(f"{folder} is already finished")
+            return
+        if run.history.failed:
+            raise Failure(run.history.stopped)
+        losses = ", ".join(f"{name} {run.history.last(name, split):.4g}" for split in ("val",) for name in ("total",) if run.history.rows)
+        rate = run.history.images / max(1e-9, run.history.seconds)
+        echo(f"{run.history.stopped} after {run.history.seconds:.1f} s ({rate:.0f} images/s); validation: {losses} nats per example")
+        echo(f"wrote {folder}")
+
+
+def _load(folder: Path, data: str | None, device: str | None) -> Run:
+    from expost.recipes.runs import choose_device, load_run
+
+    if device is not None:
+        choose_device(device)
+    return load_run(folder, data_name=data, device=device)
+
+
+@dataclass
+class Density:
+    """Fit densities to the codes of a trained run, and say how well they fit held-out codes."""
+
+    folder: Positional[Path]
+    """run folder"""
+    specs: Positional[tuple[str, ...]] = ("gmm:10",)
+    """what to fit: gaussian, gmm:10, gmm:10:diagonal, kde, flow, stage ..."""
+    data: str | None = None
+    """where the data is now, if it has moved"""
+    seed: int = 0
+    """seed of the fits"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        import time
+
+        from expost.results import Table
+
+        run = _load(self.folder, self.data, self.device)
+        held_out = run.model.latents(run.dataset.val.x, at="mean")
+        table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
+        for spec in self.specs:
+            start = time.perf_counter()
+            density = run.density(spec, seed=self.seed, refit=True)
+            seconds = time.perf_counter() - start
+            train, val = (float(density().log_prob(z[:10_000]).detach().mean()) for z in (run.codes, held_out))
+            table.add(spec, train, val, round(seconds, 2))
+        table.notes.append("mean log-likelihood of codes (posterior means); a second stage's is a lower bound")
+        if run.folder is not None:
+            run.folder.add_results("densities", table.to_json())
+        echo(table)
+
+
+@dataclass
+class Sample:
+    """Sample images from a trained run."""
+
+    folder: Positional[Path]
+    """run folder"""
+    density: str | None = None
+    """density of the codes; default: the recipe's last one"""
+    n: int = 64
+    """how many"""
+    out: Path | None = None
+    """samples.npz: array `images`, float32 in [0, 1], (n, C, H, W)"""
+    grid: Path | None = None
+    """picture of the first 100 samples, .png"""
+    data: str | None = None
+    """where the data is now, if it has moved"""
+    seed: int = 0
+    """seed of the samples"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        import numpy as np
+
+        from expost.files import atomic
+        from expost.report import grid, save_picture
+
+        if self.out is None and self.grid is None:
+            raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
+        run = _load(self.folder, self.data, self.device)
+        spec = self.density or run.experiment.densities[-1]
+        images = run.model.with_prior(run.density(spec)).generate(self.n, seed=self.seed).clamp(0, 1).cpu()
+        if self.out is not None:
+            with atomic(self.out) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, images=images.float().numpy())
+            echo(f"wrote {len(images)} samples from {spec} to {self.out}")
+        if self.grid is not None:
+            save_picture(self.grid, grid(images[:100], scale=max(1, 64 // images.shape[-1])))
+            echo(f"wrote a picture of {min(100, len(images))} samples to {self.grid}")
+
+
+@dataclass
+class Evaluate:
+    """Score a trained run: Frechet distances of reconstructions, samples of every density, and interpolations."""
+
+    folder: Positional[Path]
+    """run folder"""
+    density: tuple[str, ...] = ()
+    """densities to sample from; default: the recipe's"""
+    n: int = 10_000
+    """images on each side, at most the test set's size"""
+    extractor: str = "classifier"
+    """classifier (trained once on the data), pixels, random, or inception:WEIGHTS.safetensors"""
+    data: str | None = None
+    """where the data is now, if it has moved"""
+    seed: int = 0
+    """seed of samples and pairs"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        from expost.evaluate.choose import extractor_of
+        from expost.report import save_panels
+
+        run = _load(self.folder, self.data, self.device)
+        extractor, notes = extractor_of(self.extractor, run.dataset)
+        specs = self.density or run.experiment.densities
+        scores = run.score(extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes)
+        echo(scores.table(f"{run.experiment.recipe} on {run.dataset.name}"))
+        rows = {"test images": run.dataset.test.x[:16].cpu(), "reconstructions": run.model.reconstruct(run.dataset.test.x[:16]).cpu()}
+        for spec in specs:
+            rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
+        picture = self.folder / "samples.png"
+        save_panels(picture, rows)
+        echo(f"wrote {picture}")
+
+
+@dataclass
+class Claims:
+    """Check the papers' claims: measured figure and verdict for each, training what is needed."""
+
+    paper: Positional[str | None] = None
+    """000 ... 004, a paper's key (ghosh2020), or one claim (C1); default: all"""
+    data: str = "mnist"
+    """data set name or folder"""
+    budget: Budget = "cpu"
+    """of the runs that the claims need"""
+    seed: int = 0
+    """of the runs"""
+    runs: Path = Path("runs/lab")
+    """folder of the runs; what is there is not trained again"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+    list: bool = False
+    """only list the claims and how they are measured"""
+
+    def run(self) -> None:
+        from expost.cli.claims import check_claims
+
+        broken = check_claims(self.paper, self.data, self.budget, self.seed, self.runs, self.device, only_list=self.list)
+        if broken:
+            raise Failure(f"claims that must or should hold and do not: {', '.join(broken)}")
+
+
+@dataclass
+class Cite:
+    """Print BibTeX of what a run used."""
+
+    folder: Positional[Path]
+    """run folder"""
+
+    def run(self) -> None:
+        from expost.checkpoint import RunFolder
+        from expost.recipes import find
+        from expost.recipes.citations import CITATIONS
+
+        folder = RunFolder.existing(self.folder)
+        keys = [find(folder.read_recipe()["recipe"]).paper]
+        used = {p.stem.partition("-")[0] for p in (folder.path / "densities").glob("*.safetensors")}
+        extra = {"stage": "dai2019", "flow": "durkan2019", "gmm": "pedregosa2011"}
+        keys += [extra[name] for name in sorted(used) if name in extra]
+        if any(key.startswith("FD[") for key in folder.results()):
+            keys.append("heusel2017")
+        echo("\n\n".join(CITATIONS[key] for key in dict.fromkeys(keys)))
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "list": List,
+    "train": Train,
+    "density": Density,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "claims": Claims,
+    "cite": Cite,
+}

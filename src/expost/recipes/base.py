@@ -1,0 +1,188 @@
+"""A recipe is a row of the literature's table: how to build the model and the objective for a data set, and how long to train.
+
+``recipe.prepare(task, budget)`` gives an :class:`Experiment`: a frozen description whose every field can be overridden
+(``--set training.lr=1e-4``), and which builds the model from a seed. Budgets: ``smoke`` (does it run?), ``cpu`` (two cores, at most five
+minutes of training on MNIST), ``paper`` (the paper's networks and length).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from expost.autoencoder import Autoencoder
+from expost.identity import stable_repr
+from expost.objectives.base import Objective
+from expost.recipes import overrides
+from expost.recipes.networks import NETWORKS, Pair
+from expost.schedules import Cosine
+from expost.seeds import seeded
+from expost.stage import CPU as STAGE_CPU
+from expost.training import Training
+
+__all__ = ["BUDGETS", "BudgetName", "Experiment", "Recipe", "Task", "cpu_training", "find", "smoke_training"]
+
+BudgetName = Literal["smoke", "cpu", "paper"]
+BUDGETS: tuple[BudgetName, ...] = ("smoke", "cpu", "paper")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe must know about the data.
+
+    Attributes:
+        data: name of the data set (``mnist``, ``cifar10``, ``celeba``, ``digits`` or a folder's name).
+        shape: of one datum: (C, H, W) for images, (d,) for points.
+        n: number of training examples.
+    """
+
+    data: str
+    shape: tuple[int, ...]
+    n: int
+
+    @property
+    def dims(self) -> int:
+        """D, the number of pixels times channels."""
+        return math.prod(self.shape)
+
+
+def cpu_training(task: Task, images: int = 400_000, **other: Any) -> Training:
+    """The common short training for two cores: about ``images`` examples, Adam, cosine, averaged weights."""
+    epochs = max(4, min(250, round(images / task.n)))
+    return Training(**{"epochs": epochs, "batch_size": 128, "lr": 1e-3, "schedule": Cosine(), "ema": 0.999, **other})
+
+
+def smoke_training(**other: Any) -> Training:
+    """A few steps: shows that everything runs."""
+    return Training(**{"steps": 30, "batch_size": 64, "lr": 1e-3, "log_every": 10, **other})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recipe made concrete for one task and budget; everything here can be overridden by name.
+
+    Attributes:
+        network: name of the encoder / decoder pair, a key of :data:`expost.recipes.networks.NETWORKS`.
+        latent: d, number of latent dimensions.
+        objective, training: what is minimised, and how.
+        stage: how a second stage is trained on the codes (``--density stage``).
+        densities: what is fitted ex post, as specs.
+    """
+
+    recipe: str
+    task: Task
+    network: str
+    latent: int
+    objective: Objective
+    training: Training
+    densities: tuple[str, ...]
+    stage: Training = STAGE_CPU
+    stage_width: int = 1024
+
+    def build(self, seed: int) -> tuple[Autoencoder, Objective]:
+        """The untrained model and its objective, with weights drawn from the seed."""
+        objective = copy.deepcopy(self.objective)
+        with seeded("init", seed):
+            model = find(self.recipe).model(self.task, self.latent, self.pair)
+            for owned in objective.modules().values():
+                for module in owned.modules():
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
+        return model, objective
+
+    @property
+    def pair(self) -> Pair:
+        if self.network not in NETWORKS:
+            raise ValueError(f'there is no network "{self.network}": choose one of {", ".join(NETWORKS)}')
+        return NETWORKS[self.network]
+
+    def override(self, settings: dict[str, Any]) -> Experiment:
+        """A copy with some settings replaced; a latent size or network that changes is followed by nothing else."""
+        fixed = {"recipe", "task"} & {path.partition(".")[0] for path in settings}
+        if fixed:
+            raise ValueError(f'"{fixed.pop()}" is not a setting: choose another recipe or data set on the command line')
+        return overrides.apply(self, settings)  # type: ignore[no-any-return]
+
+    def identity(self, data_hash: str, seed: int) -> str:
+        """Eight hex digits that name this experiment's content."""
+        timeless = dataclasses.replace(self, training=dataclasses.replace(self.training, minutes=None))
+        text = f"{stable_repr(timeless)} {data_hash} {seed}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the table.
+
+    Attributes:
+        name: ``paper/model``.
+        summary: one line.
+        paper: key of :data:`expost.recipes.citations.CITATIONS`.
+        model: (task, latent, networks) -> the untrained autoencoder; called under a seed.
+        objective: (task, latent) -> objective.
+        latent: task -> d.
+        training: budget and task -> how to train.
+        network: budget and task -> name of the pair.
+        densities: fitted ex post; ``prior`` stands for the training prior.
+        data: default data set.
+        pad_to: side to which images are zero-padded for the networks of the ``paper`` budget, or None.
+        stage: budget -> (training, width) of a second stage, where the recipe has its own.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    model: Callable[[Task, int, Pair], Autoencoder]
+    objective: Callable[[Task, int], Objective]
+    latent: Callable[[Task], int]
+    training: Callable[[BudgetName, Task], Training]
+    network: Callable[[BudgetName, Task], str]
+    densities: tuple[str, ...] = ("prior", "gmm:10")
+    data: str = "mnist"
+    pad_to: int | None = None
+    stage: Callable[[BudgetName], tuple[Training, int]] | None = None
+
+    def padding(self, budget: BudgetName, shape: tuple[int, ...]) -> int | None:
+        """Side to pad images of this shape to, or None."""
+        return self.pad_to if self.pad_to and budget == "paper" and len(shape) == 3 and max(shape[1:]) < self.pad_to else None
+
+    def prepare(self, task: Task, budget: BudgetName) -> Experiment:
+        if budget not in BUDGETS:
+            raise ValueError(f'there is no budget "{budget}": choose smoke, cpu or paper')
+        d = self.latent(task)
+        with seeded("objective", self.name):
+            objective = self.objective(task, d)
+        experiment = Experiment(
+            recipe=self.name,
+            task=task,
+            network=self.network(budget, task),
+            latent=d,
+            objective=objective,
+            training=self.training(budget, task),
+            densities=self.densities,
+        )
+        if self.stage is not None:
+            training, width = self.stage(budget)
+            return dataclasses.replace(experiment, stage=training, stage_width=width)
+        if budget == "smoke":
+            return dataclasses.replace(experiment, stage=smoke_training(), stage_width=64)
+        return experiment
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a name, or ``ValueError`` with close matches."""
+    import difflib
+
+    from expost.recipes import RECIPES
+
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, 1, 0.5) or [k for k in RECIPES if name and name in k][:1]
+        raise ValueError(
+            f'there is no recipe "{name}"' + (f': did you mean "{close[0]}"?' if close else "") + " `expost list` shows them all"
+        )
+    return RECIPES[name]

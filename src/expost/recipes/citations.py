@@ -1,0 +1,89 @@
+"""BibTeX of the papers behind recipes, densities and metrics; ``expost cite`` prints those that a run used."""
+
+from __future__ import annotations
+
+__all__ = ["CITATIONS"]
+
+CITATIONS: dict[str, str] = {
+    "bozkurt2018": """@article{bozkurt2018,
+  title = {Can {VAEs} Generate Novel Examples?},
+  author = {Bozkurt, Alican and Esmaeili, Babak and Brooks, Dana H. and Dy, Jennifer G. and van de Meent, Jan-Willem},
+  journal = {arXiv:1812.09624},
+  year = {2018}
+}""",
+    "dai2019": """@inproceedings{dai2019,
+  title = {Diagnosing and Enhancing {VAE} Models},
+  author = {Dai, Bin and Wipf, David},
+  booktitle = {International Conference on Learning Representations},
+  year = {2019}
+}""",
+    "ghosh2020": """@inproceedings{ghosh2020,
+  title = {From Variational to Deterministic Autoencoders},
+  author = {Ghosh, Partha and Sajjadi, Mehdi S. M. and Vergari, Antonio and Black, Michael and Sch{\\"o}lkopf, Bernhard},
+  booktitle = {International Conference on Learning Representations},
+  year = {2020}
+}""",
+    "manoj2018": """@misc{manoj2018,
+  title = {Class Radius and Diversity of Latent Spaces},
+  author = {Manoj, Naren Sarayu},
+  note = {Slides},
+  year = {2018}
+}""",
+    "yu2020": """@article{yu2020,
+  title = {A Tutorial on {VAEs}: From {Bayes}' Rule to Lossless Compression},
+  author = {Yu, Ronald},
+  journal = {arXiv:2006.10273},
+  year = {2020}
+}""",
+    "kingma2014": """@inproceedings{kingma2014,
+  title = {Auto-Encoding Variational {Bayes}},
+  author = {Kingma, Diederik P. and Welling, Max},
+  booktitle = {International Conference on Learning Representations},
+  year = {2014}
+}""",
+    "higgins2017": """@inproceedings{higgins2017,
+  title = {beta-{VAE}: Learning Basic Visual Concepts with a Constrained Variational Framework},
+  author = {Higgins, Irina and Matthey, Loic and Pal, Arka and Burgess, Christopher and Glorot, Xavier and Botvinick, Matthew and
+            Mohamed, Shakir and Lerchner, Alexander},
+  booktitle = {International Conference on Learning Representations},
+  year = {2017}
+}""",
+    "burda2016": """@inproceedings{burda2016,
+  title = {Importance Weighted Autoencoders},
+  author = {Burda, Yuri and Grosse, Roger and Salakhutdinov, Ruslan},
+  booktitle = {International Conference on Learning Representations},
+  year = {2016}
+}""",
+    "tolstikhin2018": """@inproceedings{tolstikhin2018,
+  title = {Wasserstein Auto-Encoders},
+  author = {Tolstikhin, Ilya and Bousquet, Olivier and Gelly, Sylvain and Sch{\\"o}lkopf, Bernhard},
+  booktitle = {International Conference on Learning Representations},
+  year = {2018}
+}""",
+    "tomczak2018": """@inproceedings{tomczak2018,
+  title = {{VAE} with a {VampPrior}},
+  author = {Tomczak, Jakub M. and Welling, Max},
+  booktitle = {International Conference on Artificial Intelligence and Statistics},
+  year = {2018}
+}""",
+    "heusel2017": """@inproceedings{heusel2017,
+  title = {{GANs} Trained by a Two Time-Scale Update Rule Converge to a Local {Nash} Equilibrium},
+  author = {Heusel, Martin and Ramsauer, Hubert and Unterthiner, Thomas and Nessler, Bernhard and Hochreiter, Sepp},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2017}
+}""",
+    "durkan2019": """@inproceedings{durkan2019,
+  title = {Neural Spline Flows},
+  author = {Durkan, Conor and Bekasov, Artur and Murray, Iain and Papamakarios, George},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2019}
+}""",
+    "pedregosa2011": """@article{pedregosa2011,
+  title = {Scikit-learn: Machine Learning in {Python}},
+  author = {Pedregosa, F. and others},
+  journal = {Journal of Machine Learning Research},
+  volume = {12},
+  pages = {2825--2830},
+  year = {2011}
+}""",
+}

@@ -1,0 +1,80 @@
+"""The lab: trained runs and their scores, made when first asked for and kept under a name of their content.
+
+Claims and tables ask the lab for what they need; a run is trained once per (experiment, data, seed), and an interrupted one is resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expost import data
+from expost.evaluate.choose import extractor_of
+from expost.evaluate.protocol import Scores
+from expost.recipes.base import BudgetName
+from expost.recipes.runs import Run, load_run, plan, train_run
+
+__all__ = ["Lab"]
+
+
+@dataclass
+class Lab:
+    """Where claims get their runs from.
+
+    Args:
+        source: data set name or folder.
+        budget: of every run.
+        root: folder of the runs.
+        seed: of every run.
+        say: called with one line about what is being done.
+    """
+
+    source: str = "mnist"
+    budget: BudgetName = "cpu"
+    root: Path = Path("runs/lab")
+    seed: int = 0
+    device: str | None = None
+    progress: bool | None = None
+    say: Any = staticmethod(lambda text: None)
+    _runs: dict[str, Run] = field(default_factory=dict, repr=False)
+
+    def run(self, recipe: str, settings: dict[str, Any] | None = None) -> Run:
+        """The trained run of a recipe: from memory, from its folder, or trained now."""
+        experiment, dataset = plan(recipe, data_name=self.source, budget=self.budget, settings=settings)
+        identity = experiment.identity(dataset.hash, self.seed)
+        if identity not in self._runs:
+            path = self.root / f"{recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{identity}"
+            if (path / "model.safetensors").is_file():
+                self._runs[identity] = load_run(path, device=self.device, dataset=dataset)
+            else:
+                self.say(f"training {recipe} on {dataset.name} ({self.budget} budget, seed {self.seed})")
+                self._runs[identity] = train_run(
+                    experiment,
+                    dataset,
+                    source=self.source,
+                    budget=self.budget,
+                    settings=settings,
+                    seed=self.seed,
+                    out=path,
+                    resume=(path / "recipe.json").is_file(),
+                    device=self.device,
+                    progress=self.progress,
+                )
+        return self._runs[identity]
+
+    def scores(self, recipe: str, densities: tuple[str, ...], n: int = 10_000) -> Scores:
+        """Scores of a recipe's run for these densities, computed once per extractor."""
+        run = self.run(recipe)
+        assert run.folder is not None
+        extractor, notes = extractor_of("classifier", run.dataset)
+        saved = run.folder.results().get(extractor.label)
+        wanted = {f"samples {d}" for d in densities}
+        if saved is not None and wanted <= saved["values"].keys() and saved["n"] == min(n, len(run.dataset.val.x), len(run.dataset.test.x)):
+            return Scores.from_json(saved)
+        self.say(f"scoring {recipe}: {', '.join(densities)}")
+        return run.score(extractor, densities=densities, n=n, notes=notes)
+
+    @property
+    def dataset(self) -> data.Dataset:
+        return data.load(self.source)

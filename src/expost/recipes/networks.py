@@ -1,0 +1,85 @@
+"""Encoder / decoder pairs by name. A pair builds networks for a data shape; heads are the recipe's business.
+
+``small`` is the one for two CPU cores; the others are the papers'. ``+sn`` means spectral normalisation of encoder and decoder (what 002's
+code does), ``+sn-decoder`` of the decoder only (what its text says).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from expost import nets
+
+__all__ = ["NETWORKS", "Pair"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``encoder(shape, out)`` maps data to ``out`` features, ``decoder(latent, shape, out)`` maps codes to ``out`` channels of the data's size."""
+
+    encoder: Callable[[Shape, int], nn.Module]
+    decoder: Callable[[int, Shape, int], nn.Module]
+    summary: str
+
+
+NETWORKS: dict[str, Pair] = {}
+
+
+def _add(name: str, encoder: Callable[..., nn.Module], decoder: Callable[..., nn.Module], summary: str) -> None:
+    NETWORKS[name] = Pair(encoder, decoder, summary)
+
+
+def _points(build: Callable[..., nn.Module], **options: int) -> Callable[..., nn.Module]:
+    """A network on vectors as an encoder of points (d,)."""
+    return lambda shape, out: build(shape[0], out, **options)
+
+
+def _point_decoder(**options: int) -> Callable[..., nn.Module]:
+    return lambda latent, shape, out: nets.yu_decoder(latent, out, **options)
+
+
+def _mlp(name: str, hidden: tuple[int, ...], summary: str) -> None:
+    _add(name, partial(nets.mlp_encoder, hidden=hidden), partial(nets.mlp_decoder, hidden=hidden[::-1]), summary)
+
+
+def _spectral(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def built(*arguments: object) -> nn.Module:
+        return nets.spectrally_normalised(build(*arguments))
+
+    return built
+
+
+def _with_spectral(name: str) -> None:
+    pair = NETWORKS[name]
+    _add(f"{name}+sn", _spectral(pair.encoder), _spectral(pair.decoder), f"{name}, spectral normalisation everywhere")
+    _add(f"{name}+sn-decoder", pair.encoder, _spectral(pair.decoder), f"{name}, spectral normalisation of the decoder")
+
+
+_add("small", nets.small_encoder, nets.small_decoder, "small convolutional pair for two CPU cores, 8 to 64 pixels a side")
+_with_spectral("small")
+_mlp("mlp", (512,), "one hidden layer of 512")
+_mlp("mlp-400", (400,), "000, shallow: one hidden layer of 400")
+_mlp("mlp-400-200-100", (400, 200, 100), "000, deep: 400-200-100, mirrored")
+_add("dai", nets.dai_encoder, nets.dai_decoder, "001, neutral InfoGAN net, spectrally normalised encoder")
+_add("dai-residual", nets.dai_residual_encoder, nets.dai_residual_decoder, "001, residual net of the paper (flattened, two blocks)")
+_add(
+    "dai-residual-code",
+    partial(nets.dai_residual_encoder, blocks=1, pool=True),
+    partial(nets.dai_residual_decoder, blocks=1),
+    "001, residual net of the released code (pooled, one block)",
+)
+_add("dai-wae", nets.dai_wae_encoder, nets.dai_wae_decoder, "001, the repository's WAE net")
+_add("ghosh", nets.ghosh_encoder, nets.ghosh_decoder, "002, MNIST (32 x 32) and CIFAR-10")
+_with_spectral("ghosh")
+_add("ghosh-celeba", nets.ghosh_celeba_encoder, nets.ghosh_celeba_decoder, "002, CelebA (64 x 64)")
+_with_spectral("ghosh-celeba")
+_add("manoj-fc", nets.manoj_fc_encoder, nets.manoj_fc_decoder, "003, fully connected alternative")
+_add("manoj", nets.manoj_encoder, nets.manoj_decoder, "003, MNIST")
+_add("yu", _points(nets.yu_encoder), _point_decoder(), "004, weight-normed dense block, growth 1024, depth 6")
+_add("yu-small", _points(nets.yu_encoder, growth=96, depth=4), _point_decoder(growth=96, depth=4), "004 at CPU scale: growth 96, depth 4")

@@ -1,0 +1,161 @@
+"""Papers 000, 003 and 004, and the classics that they build on: the remaining rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn, sigmoid
+
+from expost import heads, nets
+from expost.autoencoder import Autoencoder
+from expost.conditional import Conditional
+from expost.density import StandardNormal, VampPrior
+from expost.density.base import Density
+from expost.objectives import ELBO, IWAE, Adversarial, ClassDistance, Clipped, Objective
+from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, smoke_training
+from expost.recipes.ghosh2020 import gaussian as half_gaussian
+from expost.recipes.ghosh2020 import latent as ghosh_latent
+from expost.recipes.networks import Pair
+from expost.schedules import Milestones
+from expost.training import Training
+
+__all__ = ["RECIPES"]
+
+Prior = Callable[[int, Conditional, Task], Density]
+
+
+def assemble(
+    task: Task, d: int, pair: Pair, encoder: Callable[[], heads.Head], decoder: Callable[[], heads.Head], prior: Prior | None = None
+) -> Autoencoder:
+    """Networks of the pair under the two heads; the prior is N(0, I) unless given."""
+    encoder_head, decoder_head = encoder(), decoder()
+    encode = Conditional(pair.encoder(task.shape, encoder_head.size(d)), encoder_head, 1, len(task.shape))
+    decode = Conditional(pair.decoder(d, task.shape, decoder_head.size(task.shape[0])), decoder_head, len(task.shape), 1)
+    return Autoencoder(encode, decode, prior(d, encode, task) if prior else StandardNormal(d))
+
+
+def _vamp(d: int, encoder: Conditional, task: Task) -> Density:
+    return VampPrior(encoder, 500, task.shape)
+
+
+def _small_training(budget: BudgetName, task: Task, **paper: object) -> Training:
+    if budget == "smoke":
+        return smoke_training(head_lr=1e-2)
+    if budget == "cpu":
+        return cpu_training(task, head_lr=1e-2)
+    return Training(**{"epochs": 100, "batch_size": 128, "lr": 1e-3, "best": False, **paper})  # type: ignore[arg-type]
+
+
+def _points_training(budget: BudgetName, task: Task, iterations: int) -> Training:
+    if budget == "smoke":
+        return smoke_training()
+    if budget == "cpu":
+        return Training(steps=6000, batch_size=200, lr=1e-3, optimiser="amsgrad", schedule=Milestones())
+    return Training(steps=iterations, batch_size=200, lr=1e-4, optimiser="amsgrad", schedule=Milestones())
+
+
+def _critic(d: int) -> nn.Module:
+    return nets.mlp((d, 512, 512, 512, 1))
+
+
+def _row(
+    name: str,
+    summary: str,
+    paper: str,
+    *,
+    encoder: Callable[[], heads.Head],
+    decoder: Callable[[], heads.Head],
+    objective: Callable[[Task, int], Objective],
+    latent: Callable[[Task], int] = ghosh_latent,
+    training: Callable[[BudgetName, Task], Training] = _small_training,
+    network: Callable[[BudgetName, Task], str] = lambda budget, task: "small",
+    prior: Prior | None = None,
+    densities: tuple[str, ...] = ("prior", "gmm:10"),
+    data: str = "mnist",
+) -> Recipe:
+    return Recipe(
+        name=name,
+        summary=summary,
+        paper=paper,
+        model=lambda task, d, pair: assemble(task, d, pair, encoder, decoder, prior),
+        objective=objective,
+        latent=latent,
+        training=training,
+        network=network,
+        densities=densities,
+        data=data,
+    )
+
+
+def _learned() -> heads.Head:
+    return heads.Gaussian("shared", link=sigmoid)
+
+
+def _pixel() -> heads.Head:
+    return heads.Gaussian("pixel")
+
+
+def _omega(task: Task, d: int) -> Objective:
+    return Clipped(ELBO() + ClassDistance(30.0), 0.3)
+
+
+RECIPES = (
+    _row(
+        "kingma2014/vae", "VAE, learned decoder variance", "kingma2014",
+        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: ELBO(),
+    ),
+    _row(
+        "higgins2017/beta-vae", "beta-VAE, beta = 4", "higgins2017",
+        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: ELBO(beta=4.0),
+    ),
+    _row(
+        "burda2016/iwae", "IWAE, ten samples", "burda2016",
+        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: IWAE(samples=10),
+    ),
+    _row(
+        "tolstikhin2018/wae-gan", "WAE-GAN (adversarial autoencoder): a critic matches codes to the prior", "tolstikhin2018",
+        encoder=heads.Dirac, decoder=lambda: half_gaussian(link=sigmoid), objective=lambda task, d: Adversarial(_critic(d), 10.0),
+        training=partial(_small_training, betas=(0.5, 0.999)),
+    ),
+    _row(
+        "tomczak2018/vampprior", "VAE with a VampPrior of 500 pseudo-inputs", "tomczak2018",
+        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: ELBO(), prior=_vamp,
+    ),
+    _row(
+        "bozkurt2018/shallow", "VAE of 000, one hidden layer of 400, cross-entropy", "bozkurt2018",
+        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 50,
+        training=partial(_small_training, epochs=50), network=lambda budget, task: "mlp-400", densities=("prior", "gmm:10"),
+    ),
+    _row(
+        "bozkurt2018/deep", "VAE of 000, hidden layers 400-200-100, cross-entropy", "bozkurt2018",
+        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 50,
+        training=partial(_small_training, epochs=50), network=lambda budget, task: "mlp-400-200-100", densities=("prior", "gmm:10"),
+    ),
+    _row(
+        "manoj2018/vae", "VAE of 003, cross-entropy", "manoj2018",
+        encoder=heads.Diagonal, decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 8,
+        training=partial(_small_training, epochs=20, batch_size=300), network=lambda budget, task: "manoj" if budget == "paper" else "small",
+    ),
+    _row(
+        "manoj2018/omega-vae", "VAE of 003 with the class-distance regulariser, clipped encoder", "manoj2018",
+        encoder=heads.Diagonal, decoder=heads.CrossEntropy, objective=_omega, latent=lambda task: 8,
+        training=partial(_small_training, epochs=20, batch_size=300), network=lambda budget, task: "manoj" if budget == "paper" else "small",
+    ),
+    _row(
+        "yu2020/vae", "VAE of 004 on a 2-D density, free bits 0.05", "yu2020",
+        encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: ELBO(free_bits=0.05), latent=lambda task: 2,
+        training=partial(_points_training, iterations=60_000), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
+        densities=("prior",), data="8gaussians",
+    ),
+    _row(
+        "yu2020/iwae", "IWAE of 004 on a 2-D density, ten samples", "yu2020",
+        encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: IWAE(samples=10), latent=lambda task: 2,
+        training=partial(_points_training, iterations=30_000), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
+        densities=("prior",), data="8gaussians",
+    ),
+    _row(
+        "yu2020/sigma-vae", "Sigma-VAE of 004: full-covariance encoder, learned decoder variance", "yu2020",
+        encoder=heads.FullCovariance, decoder=_learned, objective=lambda task, d: ELBO(),
+    ),
+)  # fmt: skip

@@ -1,0 +1,234 @@
+"""Runs: a recipe trained on a data set in a folder, and everything one does with it afterwards.
+
+``train_run`` -> ``fit_density`` -> ``score_run`` is the main job; :func:`load_run` brings a finished run back from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expost import data
+from expost.autoencoder import Autoencoder
+from expost.checkpoint import RunFolder, versions
+from expost.density.base import Density
+from expost.evaluate.choose import extractor_of
+from expost.evaluate.features import Extractor
+from expost.evaluate.protocol import Scores, score
+from expost.files import load_tensors, save_tensors
+from expost.history import History
+from expost.identity import stable_repr
+from expost.recipes.base import BudgetName, Experiment, Recipe, Task, find
+from expost.stage import SecondStage
+from expost.train import fit
+
+__all__ = ["Run", "load_run", "plan", "train_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe on a data set: the experiment, the data and the model, with its folder if it has one."""
+
+    experiment: Experiment
+    dataset: data.Dataset
+    model: Autoencoder
+    seed: int
+    folder: RunFolder | None = None
+    history: History | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return find(self.experiment.recipe)
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Posterior means of the training images, (n, d)."""
+        return self.model.latents(self.dataset.train.x, at="mean")
+
+    def density(self, spec: str, *, seed: int | None = None, refit: bool = False) -> Density:
+        """The density of a spec on the training codes: ``prior`` is the training prior; others are fitted, or loaded from the folder."""
+        from expost.density import parse
+
+        if spec == "prior":
+            if self.model.prior is None:
+                raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
+            return self.model.prior
+        fresh = self._stage() if spec == "stage" else parse(spec, self.experiment.latent)
+        file = self.folder.density_file(spec) if self.folder else None
+        if file is not None and file.is_file() and not refit:
+            tensors, meta = load_tensors(file, "a fitted density")
+            if meta.get("model") == self._weights_name() and meta.get("spec") == spec:
+                fresh.load_state_dict(tensors)
+                return fresh.to(self.model.device).eval()
+        fresh.to(self.model.device)
+        source = self.model.posteriors(self.dataset.train.x) if isinstance(fresh, SecondStage) else self.codes
+        fresh.fit(source, seed=self.seed if seed is None else seed)
+        if file is not None:
+            save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
+        return fresh.eval()
+
+    def _stage(self) -> SecondStage:
+        return SecondStage.mlp(self.experiment.latent, self.experiment.stage_width, self.experiment.stage, seed=self.seed)
+
+    def _weights_name(self) -> str:
+        """A name of the weights, so that a density fitted to other weights is never used."""
+        from expost.evaluate.hashes import state_hash
+
+        state = {**self.model.encoder.state_dict(prefix="encoder."), **self.model.decoder.state_dict(prefix="decoder.")}
+        return state_hash(state, {})
+
+    def score(
+        self,
+        extractor: Extractor | None = None,
+        *,
+        densities: tuple[str, ...] | None = None,
+        n: int = 10_000,
+        seed: int = 0,
+        notes: tuple[str, ...] = (),
+    ) -> Scores:
+        """Fréchet distances of reconstructions, samples per density, interpolations; kept in the folder's results.json."""
+        if len(self.experiment.task.shape) != 3:
+            raise ValueError("Fréchet distances are for images: this run was trained on points")
+        if extractor is None:
+            extractor, notes = extractor_of("classifier", self.dataset)
+        specs = self.experiment.densities if densities is None else densities
+        fitted = {spec: self.density(spec) for spec in specs}
+        scores = score(self.model, self.dataset.val.x, self.dataset.test.x, extractor, fitted, n=n, seed=seed, notes=notes)
+        if self.folder is not None:
+            self.folder.add_results(scores.label, scores.to_json())
+        return scores
+
+
+def plan(
+    recipe: str, *, data_name: str | None = None, budget: BudgetName = "cpu", settings: dict[str, Any] | None = None
+) -> tuple[Experiment, data.Dataset]:
+    """The experiment and the data that a command line describes, without training."""
+    row = find(recipe)
+    name = data_name or row.data
+    dataset = data.load(name)
+    padding = row.padding(budget, dataset.shape)
+    if padding:
+        dataset = data.load(name, pad_to=padding)
+    task = Task(dataset.name, tuple(dataset.shape), len(dataset.train.x))
+    experiment = row.prepare(task, budget).override(settings or {})
+    return experiment, dataset
+
+
+def train_run(
+    experiment: Experiment,
+    dataset: data.Dataset,
+    *,
+    source: str,
+    budget: str = "",
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    progress: bool | None = None,
+    trackers: tuple[str, ...] = (),
+) -> Run:
+    """Train an experiment; with ``out`` the run folder records everything needed to load, resume and repeat it.
+
+    Args:
+        source: the data's name or path, as the user gave it.
+    """
+    folder = RunFolder.at(out) if out is not None else None
+    if folder is not None:
+        description = {
+            "recipe": experiment.recipe,
+            "budget": budget,
+            "settings": settings or {},
+            "seed": seed,
+            "data": {"source": source, "name": dataset.name, "hash": dataset.hash, "shape": list(experiment.task.shape)},
+            "experiment": stable_repr(experiment),
+            "identity": experiment.identity(dataset.hash, seed),
+            "versions": versions(),
+        }
+        if folder.recipe_file.is_file():
+            _same_run(folder, description, resume)
+            if resume and folder.model_file.is_file() and not folder.checkpoint_file.is_file():
+                return load_run(folder.path, device=device, dataset=dataset)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_recipe(description)
+    model, objective = experiment.build(seed)
+    prepare_prior(model, dataset)
+    history = fit(
+        model,
+        objective,
+        dataset.train.x,
+        val=dataset.val.x,
+        training=experiment.training,
+        seed=seed,
+        out=folder,
+        resume=resume,
+        device=device,
+        progress=progress,
+        trackers=trackers,
+    )
+    if folder is not None:
+        folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})
+    return Run(experiment, dataset, model, seed, folder, history)
+
+
+def prepare_prior(model: Autoencoder, dataset: data.Dataset) -> None:
+    """Start a VampPrior's pseudo-inputs from training images."""
+    from expost.density import VampPrior
+
+    if isinstance(model.prior, VampPrior):
+        model.prior.from_data(dataset.train.x)
+
+
+def _same_run(folder: RunFolder, description: dict[str, Any], resume: bool) -> None:
+    old = folder.read_recipe()
+    if not resume:
+        state = "a finished" if folder.model_file.is_file() else "an unfinished"
+        raise ValueError(f"{folder.path} already holds {state} run of {old['recipe']}: choose another --out, or continue it with --resume")
+    if old.get("identity") != description["identity"]:
+        raise ValueError(
+            f"{folder.path} holds a run of {old['recipe']} with other settings, data or seed: repeat the original ones to resume, or choose another --out"
+        )
+
+
+def load_run(path: str | Path, *, data_name: str | None = None, device: str | None = None, dataset: data.Dataset | None = None) -> Run:
+    """A finished run from its folder.
+
+    Args:
+        data_name: where the data is now, if it has moved.
+    """
+    folder = RunFolder.existing(path)
+    saved = folder.read_recipe()
+    row = find(saved["recipe"])
+    shape = tuple(saved["data"]["shape"])
+    if dataset is None:
+        source = data_name or saved["data"]["source"]
+        dataset = data.load(source)
+        if tuple(dataset.shape) != shape and len(shape) == 3:
+            dataset = data.load(source, pad_to=shape[-1])
+    if dataset.hash != saved["data"]["hash"]:
+        raise ValueError(f"the data {dataset.name} is not what {path} was trained on (another content hash): pass the original with --data")
+    task = Task(dataset.name, shape, len(dataset.train.x))
+    experiment = row.prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
+    model, _ = experiment.build(saved["seed"])
+    folder.load_model(model)
+    model.to(choose_device(device)).eval()
+    return Run(experiment, dataset, model, saved["seed"], folder)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The named device, or a GPU if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'there is no device "{device}": use cpu, cuda or mps') from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is available here: use --device cpu")
+    return chosen

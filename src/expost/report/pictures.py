@@ -1,0 +1,73 @@
+"""Pictures: grids of images, labelled panels. Pillow comes with matplotlib; both are imported when first used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expost.files import atomic
+
+__all__ = ["grid", "panels", "save_panels", "save_picture"]
+
+
+def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 1) -> Tensor:
+    """One picture (3, H, W) uint8 of many images (n, C, h, w) in [0, 1] or uint8, row by row, enlarged by whole pixels."""
+    if images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"a grid needs images of shape (n, C, H, W), not {tuple(images.shape)}")
+    if images.dtype != torch.uint8:
+        images = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    n, channels, height, width = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
+    images = images.cpu().expand(n, 3, height, width).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    height, width = height * scale, width * scale
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for i in range(n):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[:, top : top + height, left : left + width] = images[i]
+    return sheet
+
+
+def save_picture(path: str | Path, picture: Tensor) -> None:
+    """Write a (3, H, W) uint8 picture as PNG."""
+    from PIL import Image
+
+    with atomic(path) as temporary:
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary, format="PNG")
+
+
+def panels(rows: Mapping[str, Tensor], columns: int = 16, title: str = "") -> Any:
+    """A matplotlib figure: one labelled strip of images per entry."""
+    from matplotlib.figure import Figure
+
+    images = next(iter(rows.values()))
+    height, width = images.shape[-2:]
+    aspect = height / width
+    figure = Figure(figsize=(9.0, 0.55 + len(rows) * (7.0 / columns * aspect + 0.06)), dpi=150)
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axis, (name, images) in zip(axes, rows.items(), strict=True):
+        scale = max(1, 56 // height)
+        axis.imshow(grid(images[:columns], columns, gap=scale, scale=scale).permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    figure.tight_layout(h_pad=0.25)
+    return figure
+
+
+def save_panels(path: str | Path, rows: Mapping[str, Tensor], columns: int = 16, title: str = "") -> None:
+    """Write :func:`panels` as PNG."""
+    figure = panels(rows, columns, title)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,128 @@
+"""The command line as a user meets it: every command, every mistake one sentence and a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expost.cli import main
+
+SMOKE = ["--data", "digits", "--budget", "smoke", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    assert main(["train", "ghosh2020/rae-l2", *SMOKE, "--set", "latent=4", "--set", "training.steps=20", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys; from expost.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "list", "train", "density", "sample", "evaluate", "claims", "cite"):
+        assert command in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("expost ")
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("ghosh2020/rae-l2", "dai2019/two-stage", "mnist", "celeba", "gmm", "stage", "small"):
+        assert word in out
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "b"
+    assert main(["train", "ghosh2020/vae", *SMOKE, "--out", str(folder), "--dry-run", "--minutes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "objective: ELBO(" in out
+    assert "minutes=1.0" in out
+    assert not folder.exists()
+
+
+def test_train_writes_a_run(run_folder: Path) -> None:
+    recipe = json.loads((run_folder / "recipe.json").read_text())
+    assert recipe["recipe"] == "ghosh2020/rae-l2"
+    assert recipe["settings"] == {"latent": 4, "training.steps": 20}
+    assert recipe["versions"]["torch"]
+    assert len(recipe["data"]["hash"]) == 16
+    assert (run_folder / "model.safetensors").is_file()
+    assert (run_folder / "history.csv").read_text().startswith("step,epoch,split")
+    assert not (run_folder / "checkpoint.safetensors").exists()
+
+
+def test_density_sample_evaluate_cite(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(run_folder)
+    assert main(["density", folder, "gmm:10", "gaussian", "--device", "cpu"]) == 0
+    assert "validation" in capsys.readouterr().out
+    samples, picture = tmp_path / "s.npz", tmp_path / "s.png"
+    assert (
+        main(["sample", folder, "--density", "gmm:10", "--n", "9", "--out", str(samples), "--grid", str(picture), "--device", "cpu"]) == 0
+    )
+    images = np.load(samples)["images"]
+    assert images.shape == (9, 1, 8, 8)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["evaluate", folder, "--extractor", "pixels", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    for row in ("reconstruction", "samples gaussian", "samples gmm:10", "interpolation", "floor", "ceiling", "FD[pixels"):
+        assert row in out
+    assert main(["cite", folder]) == 0
+    cited = capsys.readouterr().out
+    assert "@inproceedings{ghosh2020" in cited
+    assert "@inproceedings{heusel2017" in cited
+
+
+MISTAKES = {
+    "unknown recipe": (["train", "ghosh2020/rea", *SMOKE], "did you mean"),
+    "unknown data": (["train", "ghosh2020/rae", "--data", "mnits"], "mnist"),
+    "unknown setting": (["train", "ghosh2020/rae", *SMOKE, "--set", "objective.bta=1"], 'did you mean "beta"'),
+    "malformed setting": (["train", "ghosh2020/rae", *SMOKE, "--set", "beta"], "--set name=value"),
+    "negative minutes": (["train", "ghosh2020/rae", *SMOKE, "--minutes", "-1"], "positive"),
+    "no such device": (["train", "ghosh2020/rae", "--data", "digits", "--device", "abacus"], "there is no device"),
+    "not a run": (["evaluate", "/nonexistent"], "not a run folder"),
+    "nothing to write": (["sample", "/nonexistent"], "nothing to write"),
+    "unknown claims": (["claims", "006"], "there are no claims"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, sentence = MISTAKES[name]
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("expost: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_unknown_density_and_unusable_density(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["density", str(run_folder), "gmmm", "--device", "cpu"]) == 2
+    assert "gmm" in capsys.readouterr().err
+    assert main(["sample", str(run_folder), "--density", "prior", "--out", "x.npz", "--device", "cpu"]) == 2
+    assert "trains without a prior" in capsys.readouterr().err
+
+
+def test_a_diverging_run_fails_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(
+        ["train", "ghosh2020/vae", *SMOKE, "--set", "training.lr=1e12", "--set", "training.clip=none", "--out", str(tmp_path / "x")]
+    )
+    err = capsys.readouterr().err
+    assert status == 1
+    assert "non-finite loss at step" in err

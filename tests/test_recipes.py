@@ -1,0 +1,157 @@
+"""Every row of the table is built, trained for a few steps, sampled; overrides and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from expost import data
+from expost.objectives import ELBO, RAE, DecoderL2
+from expost.recipes import BUDGETS, RECIPES, Task, find
+from expost.recipes.citations import CITATIONS
+from expost.recipes.networks import NETWORKS
+from expost.recipes.overrides import apply, parse
+from expost.recipes.runs import load_run, plan, prepare_prior, train_run
+from expost.train import fit
+from expost.training import Training
+
+POINTS = "8gaussians"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_row_trains_and_samples(name: str) -> None:
+    row = find(name)
+    experiment, dataset = plan(name, data_name=POINTS if row.data == POINTS else "digits", budget="smoke")
+    experiment = experiment.override({"training.steps": 3, "training.batch_size": 16, "stage.steps": 3, "training.log_every": 1})
+    model, objective = experiment.build(0)
+    prepare_prior(model, dataset)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    history = fit(model, objective, dataset.train.x[:200], training=experiment.training, device="cpu")
+    assert history.stopped == "finished"
+    assert len(history.rows) == 3
+    assert all(torch.isfinite(torch.tensor(row["total"])) for row in history.rows)
+    moved = [k for k, v in model.named_parameters() if not torch.equal(v, before[k])]
+    idle = set(before) - set(moved)
+    assert not idle, f"never trained: {sorted(idle)[:3]}"
+    if model.prior is None:
+        with pytest.raises(ValueError, match="no prior"):
+            model.generate(2)
+    else:
+        assert model.generate(2).shape == (2, *experiment.task.shape)
+    assert model.reconstruct(dataset.test.x[:3]).shape == (3, *experiment.task.shape)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_row_has_three_budgets_and_a_citation(name: str) -> None:
+    row = find(name)
+    assert row.paper in CITATIONS
+    shape = (2,) if row.data == POINTS else (1, 32, 32)
+    for budget in BUDGETS:
+        experiment = row.prepare(Task(row.data, shape, 50_000), budget)
+        assert experiment.network in NETWORKS
+        assert experiment.training.length(500) > 0
+    assert row.prepare(Task(row.data, shape, 50_000), "paper").training.length(500) >= 10_000
+
+
+def test_the_papers_weights_in_nats() -> None:
+    """Section 0.1 of the facts sheet: MNIST RAE-L2 has beta 0.0128 and weight 1.02e-4; 002's VAE weight .312 means gamma = .156."""
+    mnist, cifar = Task("mnist", (1, 32, 32), 50_000), Task("cifar10", (3, 32, 32), 40_000)
+    l2 = find("ghosh2020/rae-l2").prepare(mnist, "paper").objective
+    assert isinstance(l2, RAE)
+    assert isinstance(l2.penalty, DecoderL2)
+    assert l2.beta == pytest.approx(0.0128)
+    assert l2.penalty.weight == pytest.approx(1.024e-4)
+    vae = find("ghosh2020/vae").prepare(mnist, "paper").objective
+    assert isinstance(vae, ELBO)
+    assert vae.beta / 2 == pytest.approx(0.156)
+    colour = find("ghosh2020/vae").prepare(cifar, "paper").objective
+    assert isinstance(colour, ELBO)
+    assert colour.beta / 2 == pytest.approx(0.036)
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"ghosh2020/rae-l2"):
+        find("ghosh2020/rae-12")
+    with pytest.raises(ValueError, match="smoke, cpu or paper"):
+        find("ghosh2020/rae").prepare(Task("mnist", (1, 28, 28), 10), "huge")  # type: ignore[arg-type]
+
+
+def test_overrides() -> None:
+    experiment, _ = plan("ghosh2020/rae-l2", data_name="digits", budget="smoke")
+    changed = experiment.override(
+        dict(parse(a) for a in ["objective.beta=0.5", "objective.penalty.weight=1", "latent=3", "training.ema=0.9"])
+    )
+    assert isinstance(changed.objective, RAE)
+    assert isinstance(changed.objective.penalty, DecoderL2)
+    assert (changed.objective.beta, changed.objective.penalty.weight, changed.latent, changed.training.ema) == (0.5, 1.0, 3, 0.9)
+    assert changed.build(0)[0].latents(torch.zeros(2, 1, 8, 8), at="mean").shape == (2, 3)
+    with pytest.raises(ValueError, match=r'did you mean "beta"'):
+        experiment.override({"objective.betta": 1})
+    with pytest.raises(ValueError, match="is a number"):
+        experiment.override({"objective.beta": "large"})
+    with pytest.raises(ValueError, match="--set name=value"):
+        parse("beta")
+    with pytest.raises(ValueError, match="not a setting"):
+        experiment.override({"recipe": "x"})
+    with pytest.raises(ValueError, match="no network"):
+        experiment.override({"network": "huge"}).build(0)
+    assert apply(Training(steps=1), {"lr": 1}).lr == 1.0
+
+
+def test_the_identity_names_the_content() -> None:
+    experiment, dataset = plan("ghosh2020/rae", data_name="digits", budget="smoke")
+    same, _ = plan("ghosh2020/rae", data_name="digits", budget="smoke")
+    assert experiment.identity(dataset.hash, 0) == same.identity(dataset.hash, 0)
+    others = {
+        experiment.identity(dataset.hash, 1),
+        experiment.override({"latent": 9}).identity(dataset.hash, 0),
+        experiment.identity("x", 0),
+    }
+    assert experiment.identity(dataset.hash, 0) not in others
+    assert len(others) == 3
+    timed = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, minutes=3.0))
+    assert timed.identity(dataset.hash, 0) == experiment.identity(dataset.hash, 0)
+
+
+def test_a_critic_is_drawn_from_the_seed() -> None:
+    experiment, _ = plan("tolstikhin2018/wae-gan", data_name="digits", budget="smoke")
+    critics = [experiment.build(seed)[1].modules()["critic"].state_dict() for seed in (0, 0, 1)]
+    name = next(iter(critics[0]))
+    assert torch.equal(critics[0][name], critics[1][name])
+    assert not torch.equal(critics[0][name], critics[2][name])
+
+
+def test_a_run_comes_back_from_its_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    settings = {"training.steps": 5, "latent": 4}
+    experiment, dataset = plan("ghosh2020/vae", data_name="digits", budget="smoke", settings=settings)
+    run = train_run(experiment, dataset, source="digits", budget="smoke", settings=settings, out=tmp_path / "a", device="cpu")
+    mixture = run.density("gmm:10")
+    back = load_run(tmp_path / "a", device="cpu")
+    assert torch.equal(run.model.reconstruct(dataset.test.x), back.model.reconstruct(dataset.test.x))
+    assert torch.equal(mixture().log_prob(run.codes), back.density("gmm:10")().log_prob(back.codes))
+    with pytest.raises(ValueError, match="already holds a finished run"):
+        train_run(experiment, dataset, source="digits", budget="smoke", settings=settings, out=tmp_path / "a", device="cpu")
+    again = train_run(
+        experiment, dataset, source="digits", budget="smoke", settings=settings, out=tmp_path / "a", resume=True, device="cpu"
+    )
+    assert again.history is None
+    with pytest.raises(ValueError, match="other settings"):
+        train_run(experiment.override({"latent": 5}), dataset, source="digits", out=tmp_path / "a", resume=True, device="cpu")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="truncated or is not the weights"):
+        load_run(tmp_path / "a", device="cpu")
+    other = data.load(POINTS)
+    with pytest.raises(ValueError, match="content hash"):
+        load_run(tmp_path / "a", device="cpu", dataset=other)
+
+
+def test_a_density_of_other_weights_is_not_reused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    experiment, dataset = plan("ghosh2020/rae", data_name="digits", budget="smoke", settings={"training.steps": 3})
+    run = train_run(experiment, dataset, source="digits", budget="smoke", settings={"training.steps": 3}, out=tmp_path / "a", device="cpu")
+    first = run.density("gaussian")().mean.clone()
+    with torch.no_grad():
+        next(run.model.encoder.parameters()).add_(0.5)
+    del run.__dict__["codes"]
+    assert not torch.equal(run.density("gaussian")().mean, first)

@@ -1,0 +1,73 @@
+"""A run that is SIGKILLed at random moments and resumed until done ends with the bits of an uninterrupted one.
+
+The killed processes are forked by a server that has torch loaded, so that each costs milliseconds; ``benchmarks/resume_kills.py`` does
+the same with fresh interpreters, two threads and a larger run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import sys
+import time
+
+import pytest
+
+from expost.files import load_tensors
+from runs import EVERYTHING, child, everything
+from toys import bits, same
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    m, objective, history = everything(None, lambda step: None)
+    return {**bits(m), **{f"critic.{k}": v for k, v in bits(objective.modules()["critic"]).items()}}, history
+
+
+def rows(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+
+
+def test_the_uninterrupted_run_uses_everything(uninterrupted):
+    """Or the comparison would show little."""
+    _, history = uninterrupted
+    lr = {row["lr"] for row in history.rows}
+    assert len(lr) > 1, "the plateau schedule acted"
+    assert 0 < history.best_step < EVERYTHING.steps, "the best weights are not the last"
+    assert {"critic", "fool", "log_gamma"} <= set().union(*history.rows)
+
+
+def test_killed_three_times_and_resumed_is_bit_identical(tmp_path, uninterrupted, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get sys.path
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warm"])
+    chance, kills, checkpoints = random.Random(0), 0, []
+    folder = tmp_path / "run"
+    while kills < 3:
+        reached = context.Value("i", -1, lock=False)
+        process = context.Process(target=child, args=(str(folder), reached))
+        process.start()
+        start = checkpoints[-1] if checkpoints else 0
+        target = start + chance.randint(15, 40)
+        deadline = time.monotonic() + 120
+        while reached.value < target and process.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        time.sleep(chance.random() * 0.01)  # in the middle of a step, or of writing
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "the process ended before it could be killed"
+        kills += 1
+        if (folder / "checkpoint.safetensors").exists():
+            checkpoints.append(load_tensors(folder / "checkpoint.safetensors", "the checkpoint")[1]["step"])
+        assert not (folder / "model.safetensors").exists()
+    assert checkpoints
+    assert 0 < checkpoints[0] < checkpoints[-1] < EVERYTHING.steps, "the run went on from its checkpoints"
+    m, objective, history = everything(folder, lambda step: None, resume=True)
+    reference, whole = uninterrupted
+    ended = {**bits(m), **{f"critic.{k}": v for k, v in bits(objective.modules()["critic"]).items()}}
+    assert same(ended, reference)
+    assert rows(history) == rows(whole)
+    assert (history.best_step, history.stopped) == (whole.best_step, whole.stopped)
+    assert same(load_tensors(folder / "model.safetensors", "x")[0], bits(m))
