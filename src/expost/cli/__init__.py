@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"expost {__version__}")
         return 0
-    command = tyro.extras.subcommand_cli_from_dict(  # type: ignore[var-annotated]
+    command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="expost",
         description="Train autoencoders, make them generative after the fact, and measure what they learned.",

@@ -91,8 +91,9 @@ class Experiment:
             model = find(self.recipe).model(self.task, self.latent, self.pair)
             for owned in objective.modules().values():
                 for module in owned.modules():
-                    if hasattr(module, "reset_parameters"):
-                        module.reset_parameters()
+                    reset = getattr(module, "reset_parameters", None)
+                    if callable(reset):
+                        reset()
         return model, objective
 
     @property
@@ -106,7 +107,7 @@ class Experiment:
         fixed = {"recipe", "task"} & {path.partition(".")[0] for path in settings}
         if fixed:
             raise ValueError(f'"{fixed.pop()}" is not a setting: choose another recipe or data set on the command line')
-        return overrides.apply(self, settings)  # type: ignore[no-any-return]
+        return overrides.apply(self, settings)
 
     def identity(self, data_hash: str, seed: int) -> str:
         """Eight hex digits that name this experiment's content."""

@@ -5,6 +5,7 @@ Claims and tables ask the lab for what they need; a run is trained once per (exp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from expost.recipes.base import BudgetName
 from expost.recipes.runs import Run, load_run, plan, train_run
 
 __all__ = ["Lab"]
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Lab:
     seed: int = 0
     device: str | None = None
     progress: bool | None = None
-    say: Any = staticmethod(lambda text: None)
+    say: Callable[[str], None] = silent
     _runs: dict[str, Run] = field(default_factory=dict, repr=False)
 
     def run(self, recipe: str, settings: dict[str, Any] | None = None) -> Run:

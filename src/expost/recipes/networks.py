@@ -70,7 +70,7 @@ _add("dai", nets.dai_encoder, nets.dai_decoder, "001, neutral InfoGAN net, spect
 _add("dai-residual", nets.dai_residual_encoder, nets.dai_residual_decoder, "001, residual net of the paper (flattened, two blocks)")
 _add(
     "dai-residual-code",
-    partial(nets.dai_residual_encoder, blocks=1, pool=True),
+    partial(nets.dai_residual_encoder, blocks=1, pool="mean"),
     partial(nets.dai_residual_decoder, blocks=1),
     "001, residual net of the released code (pooled, one block)",
 )
