@@ -315,17 +315,25 @@ def _arguments(kernel: tuple[int, int], height: int, width: int, transposed: boo
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "output_padding", "height", "width"), GEOMETRIES)
-@pytest.mark.parametrize("chunk", [gemm.CHUNK, 1])
+@pytest.mark.parametrize(("chunk", "direct"), [(gemm.CHUNK, False), (1, False), (gemm.CHUNK, True)])
 def test_products_and_their_gradients(
-    kernel: Any, stride: Any, padding: Any, output_padding: Any, height: int, width: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    height: int,
+    width: int,
+    chunk: int,
+    direct: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gemm, "CHUNK", chunk)  # 1 cuts the batch into single images
 
     def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return gemm.ConvAsProduct.apply(x, weight, bias, stride, padding, x.dtype)
+        return gemm.ConvAsProduct.apply(x, weight, bias, stride, padding, x.dtype, direct)
 
     def deconv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return gemm.ConvTransposeAsProduct.apply(x, weight, bias, stride, padding, output_padding, x.dtype)
+        return gemm.ConvTransposeAsProduct.apply(x, weight, bias, stride, padding, output_padding, x.dtype, direct)
 
     inputs = _arguments(kernel, height, width, transposed=False)
     torch.testing.assert_close(conv(*inputs), F.conv2d(*inputs, stride, padding))
@@ -365,6 +373,12 @@ TORCH_LAYER = {
         nn.ConvTranspose2d(160, 128, 5, 2, 1, output_padding=1),
         nets.ConvTranspose2d(160, 128, 5, 2, 1, output_padding=1),
         torch.randn(3, 160, 4, 4),
+    ),
+    "conv, gradient only": lambda: (nn.Conv2d(128, 160, 4, 2, 1), nets.Conv2d(128, 160, 4, 2, 1), torch.randn(60, 128, 7, 7)),
+    "deconv, gradient only": lambda: (
+        nn.ConvTranspose2d(160, 128, 4, 2, 1),
+        nets.ConvTranspose2d(160, 128, 4, 2, 1),
+        torch.randn(60, 160, 4, 4),
     ),
     "linear": lambda: (nn.Linear(400, 300), nets.Linear(400, 300), torch.randn(10, 20, 400)),
 }
@@ -415,6 +429,14 @@ def test_fast_layer_under_bfloat16_is_as_near_to_float32_as_torchs(layer_pair: t
         ours_off, theirs_off = (a.float() - e).norm() / e.norm(), (b.float() - e).norm() / e.norm()
         assert ours_off <= max(2 * float(theirs_off), 2**-8)
     assert bool(taken) == (not isinstance(ours, nn.Linear))
+
+
+def test_one_channel_keeps_the_whole_net_channels_last() -> None:
+    """A single channel is both layouts at once; were it taken for the other, every layer after it would be copied to and fro."""
+    net = nn.Sequential(nets.Conv2d(1, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nets.Conv2d(8, 16, 4, 2, 1))
+    y = net(torch.rand(2, 1, 28, 28))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert net[0](torch.rand(2, 1, 28, 28)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_layers_keep_torchs_initial_values_and_state() -> None:

@@ -216,7 +216,7 @@ class _Fit:
                 self.x = draw_codes(self.source, seed=self.seed, epoch=epoch).to(self.device)
         share = self.batch // self.world
         start = place * self.batch + self.rank * share
-        x = unit(self.x[self.order[start : start + share].to(self.device)])
+        x = unit(self.x.index_select(0, self.order[start : start + share].to(self.device)))
         objective = self.objective.at(self.step)
         _reseed(seed_from("noise", self.seed, self.step, self.rank), self.device)
         rate = self.training.schedule.factor(self.step / self.total, epoch) * self.schedule_state.get("factor", 1.0)

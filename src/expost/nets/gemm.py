@@ -9,6 +9,8 @@ input, and the gradient with respect to the weight is one more product, so two c
 Images are channels-last, (B, H, W, C), because then each copy moves runs of k C neighbouring numbers, and a weight stored in
 ``torch.channels_last`` *is* the matrix, without a copy.
 
+``direct=True`` leaves the result and the input's gradient to torch's convolution and takes the product for the weight's gradient only.
+
 What is kept: weights and their gradients stay in the weight's own precision (float32 under bfloat16 autocast), sums over the batch
 that cross chunks are float32, results are the same for the same input and number of threads. What is not promised: bitwise
 equality with torch, whose order of summation differs.
@@ -98,9 +100,24 @@ class _AsProduct(torch.autograd.Function):
     transposed: bool
 
     @classmethod
-    def _keep(cls, ctx: Any, x: Tensor, weight: Tensor, matrix: Tensor, bias: Tensor | None, args: tuple[Pair, Pair, Pair]) -> None:
+    def _keep(
+        cls, ctx: Any, x: Tensor, weight: Tensor, matrix: Tensor, bias: Tensor | None, args: tuple[Pair, Pair, Pair], direct: bool
+    ) -> None:
         ctx.save_for_backward(x, weight, matrix)
-        ctx.args, ctx.bias_dtype = args, None if bias is None else bias.dtype
+        ctx.args, ctx.direct, ctx.bias_dtype = args, direct, None if bias is None else bias.dtype
+
+    @classmethod
+    def _direct(cls, xs: Tensor, kernel: Tensor, offset: Tensor | None, args: tuple[Pair, Pair, Pair]) -> Tensor:
+        stride, padding, output_padding = args
+        return torch.convolution(_first(xs), _first(kernel), offset, stride, padding, (1, 1), cls.transposed, output_padding, 1)
+
+    @classmethod
+    def _direct_dx(cls, g: Tensor, xs: Tensor, kernel: Tensor, args: tuple[Pair, Pair, Pair]) -> Tensor:
+        stride, padding, output_padding = args
+        mask = [True, False, False]
+        return torch.ops.aten.convolution_backward(
+            _first(g), _first(xs), _first(kernel), None, stride, padding, (1, 1), cls.transposed, output_padding, 1, mask
+        )[0]
 
     @classmethod
     def _differentiable(cls, ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,31 +135,36 @@ class _AsProduct(torch.autograd.Function):
 
 
 class ConvAsProduct(_AsProduct):
-    """``apply(x, weight, bias, stride, padding, dtype)``: ``F.conv2d`` computed in ``dtype``, gradients in the arguments' own."""
+    """``apply(x, weight, bias, stride, padding, dtype, direct=False)``: ``F.conv2d`` computed in ``dtype``, gradients in the arguments' own."""
 
     transposed = False
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dtype: torch.dtype, direct: bool = False
+    ) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             out, _, kh, kw = weight.shape
-            matrix = _last(weight, dtype).view(out, -1)
-            xs = _last(x, dtype)
+            kernel, xs = _last(weight, dtype), _last(x, dtype)
+            matrix = kernel.view(out, -1)
+            args = stride, padding, (0, 0)
+            ConvAsProduct._keep(ctx, x, weight, matrix, bias, args, direct)
             oh = (x.shape[2] + 2 * padding[0] - kh) // stride[0] + 1
             ow = (x.shape[3] + 2 * padding[1] - kw) // stride[1] + 1
             offset = None if bias is None else bias.to(dtype)
+            if direct:
+                return ConvAsProduct._direct(xs, kernel, offset, args)
             parts = [
                 product(unfold(xs[i], (kh, kw), stride, padding, (oh, ow)), matrix, offset)
                 for i in _chunks(len(x), oh * ow * matrix.shape[1], matrix.dtype)
             ]
-            ConvAsProduct._keep(ctx, x, weight, matrix, bias, (stride, padding, (0, 0)))
             return _first(_join(parts).view(len(x), oh, ow, out))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, matrix = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*ConvAsProduct._differentiable(ctx, grad, x, weight), None, None, None)
+            return (*ConvAsProduct._differentiable(ctx, grad, x, weight), None, None, None, None)
         with torch.autocast("cpu", enabled=False):
             stride, padding, _ = ctx.args
             out, channels, kh, kw = weight.shape
@@ -153,19 +175,21 @@ class ConvAsProduct(_AsProduct):
             dw: Tensor | None = None
             for i in _chunks(b, oh * ow * matrix.shape[1], matrix.dtype):
                 rows = g[i].reshape(-1, out)
-                if ctx.needs_input_grad[0]:
+                if ctx.needs_input_grad[0] and not ctx.direct:
                     cols = product(rows, matrix.t())
                     dx_parts.append(fold(cols, (len(g[i]), oh, ow), (kh, kw), stride, padding, (h, w)))
                 if ctx.needs_input_grad[1]:
                     part = product(rows.t(), unfold(xs[i], (kh, kw), stride, padding, (oh, ow)).t()).to(weight.dtype)
                     dw = part if dw is None else dw.add_(part)
             dx = _first(_join(dx_parts)).to(x.dtype) if dx_parts else None
+            if ctx.needs_input_grad[0] and ctx.direct:
+                dx = ConvAsProduct._direct_dx(g, xs, matrix.view(out, kh, kw, channels), ctx.args).to(x.dtype)
             db = g.sum((0, 1, 2), dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-            return dx, None if dw is None else _first(dw.view(out, kh, kw, channels)), db, None, None, None
+            return dx, None if dw is None else _first(dw.view(out, kh, kw, channels)), db, None, None, None, None
 
 
 class ConvTransposeAsProduct(_AsProduct):
-    """``apply(x, weight, bias, stride, padding, output_padding, dtype)``: ``F.conv_transpose2d`` computed in ``dtype``."""
+    """``apply(x, weight, bias, stride, padding, output_padding, dtype, direct=False)``, likewise."""
 
     transposed = True
 
@@ -179,28 +203,32 @@ class ConvTransposeAsProduct(_AsProduct):
         padding: Pair,
         output_padding: Pair,
         dtype: torch.dtype,
+        direct: bool = False,
     ) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             channels, _, kh, kw = weight.shape
-            matrix = _last(weight, dtype).view(channels, -1)
-            xs = _last(x, dtype)
+            kernel, xs = _last(weight, dtype), _last(x, dtype)
+            matrix = kernel.view(channels, -1)
+            args = stride, padding, output_padding
+            ConvTransposeAsProduct._keep(ctx, x, weight, matrix, bias, args, direct)
             b, h, w, _ = xs.shape
             oh = (h - 1) * stride[0] - 2 * padding[0] + kh + output_padding[0]
             ow = (w - 1) * stride[1] - 2 * padding[1] + kw + output_padding[1]
             offset = None if bias is None else bias.to(dtype)
+            if direct:
+                return ConvTransposeAsProduct._direct(xs, kernel, offset, args)
             parts = []
             for i in _chunks(b, h * w * matrix.shape[1], matrix.dtype):
                 cols = product(xs[i].reshape(-1, channels), matrix.t())
                 y = fold(cols, (len(xs[i]), h, w), (kh, kw), stride, padding, (oh, ow))
                 parts.append(y.contiguous() if offset is None else y + offset)
-            ConvTransposeAsProduct._keep(ctx, x, weight, matrix, bias, (stride, padding, output_padding))
             return _first(_join(parts))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, matrix = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*ConvTransposeAsProduct._differentiable(ctx, grad, x, weight), None, None, None, None)
+            return (*ConvTransposeAsProduct._differentiable(ctx, grad, x, weight), None, None, None, None, None)
         with torch.autocast("cpu", enabled=False):
             stride, padding, _ = ctx.args
             channels, out, kh, kw = weight.shape
@@ -210,14 +238,16 @@ class ConvTransposeAsProduct(_AsProduct):
             dw: Tensor | None = None
             for i in _chunks(b, h * w * matrix.shape[1], matrix.dtype):
                 cols = unfold(g[i], (kh, kw), stride, padding, (h, w))
-                if ctx.needs_input_grad[0]:
+                if ctx.needs_input_grad[0] and not ctx.direct:
                     dx_parts.append(product(cols, matrix))
                 if ctx.needs_input_grad[1]:
                     part = product(xs[i].reshape(-1, channels).t(), cols.t()).to(weight.dtype)
                     dw = part if dw is None else dw.add_(part)
             dx = _first(_join(dx_parts).view(b, h, w, channels)).to(x.dtype) if dx_parts else None
+            if ctx.needs_input_grad[0] and ctx.direct:
+                dx = ConvTransposeAsProduct._direct_dx(g, xs, matrix.view(channels, kh, kw, out), ctx.args).to(x.dtype)
             db = g.sum((0, 1, 2), dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-            return dx, None if dw is None else _first(dw.view(channels, kh, kw, out)), db, None, None, None, None
+            return dx, None if dw is None else _first(dw.view(channels, kh, kw, out)), db, None, None, None, None, None
 
 
 class LinearAsProduct(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.distributions import Marginal, deterministic
-from expost.divergences import has_closed_form, kl, kl_per_dimension
+from expost.divergences import kl, kl_per_dimension
 from expost.objectives.base import Loss, Objective, distortion
 
 __all__ = ["ELBO", "IWAE"]
@@ -44,7 +44,7 @@ class ELBO(Objective):
         if self.samples > 1:
             miss = miss.mean(0)
         prior = model.latent()
-        rate = kl(q, prior) if has_closed_form(q, prior) else kl(q, prior, z)
+        rate = kl(q, prior, z)
         charged = rate
         if self.free_bits > 0:
             charged = kl_per_dimension(q, prior).clamp_min(self.free_bits * math.log(2)).sum(-1)
