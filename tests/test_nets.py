@@ -556,3 +556,22 @@ def test_spectral_norm_refuses_what_it_cannot_do() -> None:
         nets.spectrally_normalised(nn.ReLU())
     with pytest.raises(ValueError, match="already"):
         nets.spectrally_normalised(nets.spectrally_normalised(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "side"), [(4, 2, 1, 3), (4, 2, 1, 2), (5, 2, 2, 3), (3, 1, 1, 1), (5, 1, 2, 2)])
+def test_taps_that_only_meet_padding_are_left_out_and_change_nothing(kernel: int, stride: int, padding: int, side: int) -> None:
+    """With few rows for its weights the layer takes the product; results and gradients are torch's."""
+    from expost.nets.layers import Conv2d
+
+    ours = Conv2d(160, 160, kernel, stride, padding)
+    theirs = nn.Conv2d(160, 160, kernel, stride, padding)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 160, side, side)
+    results = []
+    for layer in (ours, theirs):
+        seen = x.clone().requires_grad_()
+        y = layer(seen)
+        y.square().sum().backward()
+        results.append((y, seen.grad, layer.weight.grad, layer.bias.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)

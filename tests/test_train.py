@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import expost
 from expost import heads
 from expost.autoencoder import evaluating
 from expost.checkpoint import RunFolder, split_prefix
@@ -679,3 +680,20 @@ def test_the_bar_is_shown_on_a_terminal_only(monkeypatch, capfd):
     assert shown.count("training") >= 1
     assert "40/40" in shown
     assert "20/20" not in shown
+
+
+def test_averaging_keeps_the_vectors_of_a_spectral_norm() -> None:
+    """The mean of unit vectors is not one: averaged copies of them once made every spectrally normalised layer too large in evaluation."""
+    from expost.nets import small_decoder, small_encoder, spectrally_normalised
+
+    trained = expost.Autoencoder(
+        expost.Conditional(spectrally_normalised(small_encoder((1, 8, 8), 4, width=4)), expost.heads.Dirac(), 1, 3),
+        expost.Conditional(spectrally_normalised(small_decoder(4, (1, 8, 8), 1, width=4)), expost.heads.Gaussian(link=torch.sigmoid), 3),
+    )
+    x = torch.rand(128, 1, 8, 8)
+    training = expost.Training(steps=60, batch_size=32, ema=0.99, lr=5e-3)
+    expost.fit(trained, expost.RAE(0.1), x, training=training, device="cpu")
+    vectors = {name: value for name, value in trained.named_buffers() if name.endswith(("_u", "_v"))}
+    assert len(vectors) == 2 * 8
+    for name, value in vectors.items():
+        assert float(value.norm()) == pytest.approx(1, abs=1e-4), name

@@ -34,6 +34,7 @@ from expost.heads import Gaussian
 from expost.history import History
 from expost.identity import stable_repr
 from expost.interrupt import Interruptible
+from expost.memory import retained
 from expost.objectives.base import Objective
 from expost.schedules import Plateau
 from expost.seeds import permutation, seed_from, seeded
@@ -149,6 +150,7 @@ class _Fit:
         self.step, self.schedule_state, self.best, self.bad = 0, dict[str, float](), math.inf, 0
         self.history, self.sums, self.count = History(), dict[str, Tensor](), 0
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if training.ema else None
+        self.averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.best_state: dict[str, Tensor] | None = None
         self.good, self.good_step = self._snapshot(), 0
 
@@ -189,7 +191,8 @@ class _Fit:
         modes = [m.training for m in self.model.modules()]
         from expost.progress import Bar
 
-        with seeded("fit", self.seed), Interruptible() as interrupt, Bar(self.total, self.step, enabled=show) as bar:
+        keep = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
+        with seeded("fit", self.seed), retained(keep), Interruptible() as interrupt, Bar(self.total, self.step, enabled=show) as bar:
             self.model.train()
             for module in self.objective.modules().values():
                 module.train()
@@ -240,7 +243,7 @@ class _Fit:
             head.track()
         objective.after_step(self.model)
         if self.average is not None:
-            _average(self.average, self.model.state_dict(), self.training.ema or 0.0, self.step)
+            _average(self.average, self.model.state_dict(), self.averaged, self.training.ema or 0.0, self.step)
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
         self.count += 1
@@ -445,12 +448,16 @@ def _reseed(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float, step: int) -> None:
-    """average <- decay · average + (1 - decay) · current, with the decay growing from 0 as (1 + t) / (10 + t); counters are copied."""
+def _average(average: dict[str, Tensor], current: dict[str, Tensor], parameters: set[str], decay: float, step: int) -> None:
+    """average <- decay · average + (1 - decay) · current, with the decay growing from 0 as (1 + t) / (10 + t).
+
+    Averaged are ``parameters`` and the running statistics of normalisation; other state is copied: a counter has no mean, and the mean of a
+    power iteration's unit vectors is not one (it halved the spectral norms of RAE-SN).
+    """
     decay = min(decay, (1 + step) / (10 + step))
-    floating = [k for k, v in current.items() if v.is_floating_point()]
-    torch._foreach_lerp_([average[k] for k in floating], [current[k] for k in floating], 1 - decay)
-    for name in current.keys() - set(floating):
+    mean = [k for k in current if k in parameters or k.endswith(("running_mean", "running_var"))]
+    torch._foreach_lerp_([average[k] for k in mean], [current[k] for k in mean], 1 - decay)
+    for name in current.keys() - set(mean):
         average[name].copy_(current[name])
 
 

@@ -32,7 +32,12 @@ def demo(out: Path, seed: int = 0) -> Table:
     controls: dict[str, float] = {}
     for recipe, densities in ROWS.items():
         experiment, dataset = plan(recipe, data_name="digits", budget="cpu")
-        experiment = dataclasses.replace(experiment, stage=dataclasses.replace(experiment.stage, steps=1500), stage_width=256)
+        experiment = dataclasses.replace(
+            experiment,
+            training=dataclasses.replace(experiment.training, epochs=100),
+            stage=dataclasses.replace(experiment.stage, steps=800),
+            stage_width=256,
+        )
         print(f"training {NAMES[recipe]} ({recipe}) on {len(dataset.train.x)} digits ...", flush=True)
         run = train_run(experiment, dataset, source="digits", budget="cpu", seed=seed, progress=None)
         extractor, notes = extractor_of("classifier", dataset)

@@ -39,6 +39,8 @@ GPUs, other dtypes, groups, dilation, padding modes, ``torch.compile``, ``torch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -92,6 +94,22 @@ def _stored(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
+class _Taps(torch.autograd.Function):
+    """weight[:, :, rows, columns]; the gradient of the taps left out is zero, written once, channels-last like the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: slice, columns: slice) -> Tensor:  # type: ignore[override]
+        ctx.shape, ctx.spans = weight.shape, (rows, columns)
+        return weight[:, :, rows, columns]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        out, channels, height, width = ctx.shape
+        whole = grad.new_zeros(out, height, width, channels).permute(0, 3, 1, 2)
+        whole[:, :, ctx.spans[0], ctx.spans[1]] = grad
+        return whole, None, None
+
+
 class Linear(nn.Linear):
     """``nn.Linear``; float32 products on the CPU go to oneDNN, which doubles them on AMD processors (see :func:`gemm.product`)."""
 
@@ -117,9 +135,24 @@ class Conv2d(nn.Conv2d):
             dtype = _dtype(input, _stored(self))
             density = _weights_per_row(self, len(input) * size[0] * size[1]) if dtype and min(size) > 0 else 0
             if density >= GRADIENT_ONLY:
-                direct = density < WEIGHTS_PER_ROW
-                return ConvAsProduct.apply(input, self.weight, self.bias, _pair(self.stride), padding, dtype, direct)
+                if density < WEIGHTS_PER_ROW:
+                    return ConvAsProduct.apply(input, self.weight, self.bias, _pair(self.stride), padding, dtype, True)
+                weight, padding = self._used(input, padding, size)
+                return ConvAsProduct.apply(input, weight, self.bias, _pair(self.stride), padding, dtype, False)
         return super().forward(_explicit(input))
+
+    def _used(self, x: Tensor, padding: tuple[int, int], size: list[int]) -> tuple[Tensor, tuple[int, int]]:
+        """The kernel without the rows and columns that only ever meet padding (7 of 16 taps of k4 s2 p1 on 3x3), and the padding then."""
+        spans, rest = [], []
+        for n, p, k, s, o in zip(x.shape[2:], padding, self.kernel_size, self.stride, size, strict=True):
+            first, last = max(0, p - s * (o - 1)), min(k, n + p)
+            if (n + 2 * (p - first) - (last - first)) // s + 1 != o:
+                first, last = 0, k
+            spans.append(slice(first, last))
+            rest.append(p - first)
+        if all(span.stop - span.start == k for span, k in zip(spans, self.kernel_size, strict=True)):
+            return self.weight, padding
+        return _Taps.apply(self.weight, *spans), (rest[0], rest[1])
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):

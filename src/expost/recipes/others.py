@@ -36,7 +36,7 @@ def assemble(
 
 
 def _vamp(d: int, encoder: Conditional, task: Task) -> Density:
-    return VampPrior(encoder, 500, task.shape)
+    return VampPrior(encoder, 500, task.shape, bounds=(0.0, 1.0))
 
 
 def _small_training(budget: BudgetName, task: Task, **paper: object) -> Training:

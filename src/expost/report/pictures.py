@@ -70,4 +70,4 @@ def save_panels(path: str | Path, rows: Mapping[str, Tensor], columns: int = 16,
     """Write :func:`panels` as PNG."""
     figure = panels(rows, columns, title)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", bbox_inches="tight")
