@@ -98,12 +98,12 @@ class _Taps(torch.autograd.Function):
     """weight[:, :, rows, columns]; the gradient of the taps left out is zero, written once, channels-last like the weight."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: slice, columns: slice) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, rows: slice, columns: slice) -> Tensor:
         ctx.shape, ctx.spans = weight.shape, (rows, columns)
         return weight[:, :, rows, columns]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         out, channels, height, width = ctx.shape
         whole = grad.new_zeros(out, height, width, channels).permute(0, 3, 1, 2)
         whole[:, :, ctx.spans[0], ctx.spans[1]] = grad
