@@ -46,7 +46,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "RAE_GP conv": {"model": "rae_gp", "net": "conv", "samplers": ["gmm10"]},
     "WAE conv": {"model": "wae", "net": "conv", "samplers": ["normal", "gmm10", "gmm50"]},
     "VAE mlp": {"model": "vae", "net": "mlp", "samplers": ["normal", "gmm10", "gmm50", "two-stage"]},
-    "RAE_L2 mlp": {"model": "rae_l2", "net": "mlp", "samplers": ["gmm10", "gmm50"]},
+    "RAE_L2 mlp": {"model": "rae_l2", "net": "mlp", "samplers": ["gmm10", "gmm100"]},
 }
 """What a user of Pythae may choose: its models, networks and samplers; its best is compared."""
 

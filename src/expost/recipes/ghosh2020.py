@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from torch import nn
+
 from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
@@ -81,7 +83,8 @@ def _rae(model: str, task: Task, d: int) -> Objective:
     if model == "rae-gp":
         return RAE(beta, GradientPenalty(strength, "energy"))
     if model == "rae-l2":
-        return RAE(beta, DecoderL2(strength))
+        dense = (nn.Linear,) if task.data == "celeba" else ()  # the code leaves out the first dense layer on MNIST and CIFAR-10
+        return RAE(beta, DecoderL2(strength, (nn.ConvTranspose2d, *dense)))
     return RAE(beta)
 
 
