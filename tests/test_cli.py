@@ -126,3 +126,12 @@ def test_a_diverging_run_fails_with_one_sentence(tmp_path: Path, capsys: pytest.
     err = capsys.readouterr().err
     assert status == 1
     assert "non-finite loss at step" in err
+
+
+def test_trackers_write_into_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "tracked"
+    assert main(["train", "ghosh2020/ae", *SMOKE, "--set", "training.steps=10", "--track", "tensorboard", "--out", str(folder)]) == 0
+    assert list(folder.rglob("events.out.tfevents.*"))
+    assert main(["train", "ghosh2020/ae", *SMOKE, "--track", "nosuch", "--out", str(tmp_path / "other")]) == 2
+    assert "tensorboard" in capsys.readouterr().err

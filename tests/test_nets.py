@@ -575,3 +575,30 @@ def test_taps_that_only_meet_padding_are_left_out_and_change_nothing(kernel: int
         results.append((y, seen.grad, layer.weight.grad, layer.bias.grad))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "output_padding", "side"),
+    [(3, 2, 1, 0, 4), (3, 2, 1, 1, 2), (4, 2, 1, 0, 2), (5, 2, 2, 1, 3), (4, 1, 2, 0, 3), (5, 3, 2, 0, 2), (3, 1, 1, 0, 1)],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_transposed_products_tap_by_tap_are_torchs(
+    kernel: int, stride: int, padding: int, output_padding: int, side: int, dtype: torch.dtype
+) -> None:
+    """Small maps, where much of one product would fall outside the image: results, gradients, and gradients of gradients."""
+    from expost.nets.gemm import ConvTransposeAsProduct, _worthwhile_taps
+
+    out = (side - 1) * stride - 2 * padding + kernel + output_padding
+    assert _worthwhile_taps((side, side), (out, out), (kernel, kernel), (stride, stride), (padding, padding))
+    x = torch.randn(3, 6, side, side, dtype=dtype, requires_grad=True)
+    weight = torch.randn(6, 5, kernel, kernel, dtype=dtype, requires_grad=True)
+    bias = torch.randn(5, dtype=dtype, requires_grad=True)
+    args = (stride, stride), (padding, padding), (output_padding, output_padding)
+    ours = ConvTransposeAsProduct.apply(x, weight, bias, *args, dtype)
+    theirs = F.conv_transpose2d(x, weight, bias, *args)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    pull = torch.randn_like(theirs)
+    for a, b in zip(torch.autograd.grad(ours, (x, weight, bias), pull), torch.autograd.grad(theirs, (x, weight, bias), pull), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda *inputs: ConvTransposeAsProduct.apply(*inputs, *args, dtype), (x, weight, bias))

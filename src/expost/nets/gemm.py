@@ -90,6 +90,35 @@ def _chunks(images: int, numbers_per_image: int, dtype: torch.dtype) -> Iterator
         yield slice(start, start + step)
 
 
+Tap = tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]
+
+
+def _worthwhile_taps(size: Pair, out: Pair, kernel: Pair, stride: Pair, padding: Pair) -> list[Tap]:
+    """A transposed convolution tap by tap: (tap, input rows and columns that it uses, output places that it reaches).
+
+    One product for all taps also computes what falls outside the image: 44 of 144 for k3 s2 p1 on 4x4. Tap by tap that is left out, at the
+    cost of more and smaller products; the list is empty where less than a fifth would be saved.
+    """
+    spans = [[_span(n, o, u, s, p) for u in range(k)] for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True)]
+    used = [sum(rows.stop - rows.start for rows, _ in dimension) for dimension in spans]
+    if used[0] * used[1] > 0.8 * size[0] * size[1] * kernel[0] * kernel[1]:
+        return []
+    taps = []
+    for u, (rows, down) in enumerate(spans[0]):
+        for v, (columns, across) in enumerate(spans[1]):
+            if rows.stop > rows.start and columns.stop > columns.start:
+                taps.append(((u, v), (rows, columns), (down, across)))
+    return taps
+
+
+def _span(n: int, out: int, tap: int, stride: int, padding: int) -> tuple[slice, slice]:
+    """Inputs i with 0 <= stride i + tap - padding < out, and these places."""
+    first = max(0, -((tap - padding) // stride))
+    last = max(first, min(n, (out - 1 + padding - tap) // stride + 1))
+    start = stride * first + tap - padding
+    return slice(first, last), slice(start, start + stride * (last - first - 1) + 1 if last > first else start, stride)
+
+
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -217,6 +246,12 @@ class ConvTransposeAsProduct(_AsProduct):
             offset = None if bias is None else bias.to(dtype)
             if direct:
                 return ConvTransposeAsProduct._direct(xs, kernel, offset, args)
+            if taps := _worthwhile_taps((h, w), (oh, ow), (kh, kw), stride, padding):
+                y = xs.new_zeros(b, oh, ow, kernel.shape[3])
+                for (u, v), rows, places in taps:
+                    seen = xs[:, rows[0], rows[1]]
+                    y[:, places[0], places[1]] += product(seen.reshape(-1, channels), kernel[:, u, v].t()).view(*seen.shape[:3], -1)
+                return _first(y if offset is None else y + offset)
             parts = []
             for i in _chunks(b, h * w * matrix.shape[1], matrix.dtype):
                 cols = product(xs[i].reshape(-1, channels), matrix.t())
@@ -236,6 +271,20 @@ class ConvTransposeAsProduct(_AsProduct):
             g, xs = _last(grad, matrix.dtype), _last(x, matrix.dtype)
             dx_parts: list[Tensor] = []
             dw: Tensor | None = None
+            taps = [] if ctx.direct else _worthwhile_taps((h, w), (g.shape[1], g.shape[2]), (kh, kw), stride, padding)
+            if taps:
+                kernel = matrix.view(channels, kh, kw, out)
+                dx = xs.new_zeros(xs.shape, dtype=torch.promote_types(matrix.dtype, torch.float32)) if ctx.needs_input_grad[0] else None
+                dw = weight.new_zeros(channels, kh, kw, out) if ctx.needs_input_grad[1] else None
+                for (u, v), rows, places in taps:
+                    got = g[:, places[0], places[1]].reshape(-1, out)
+                    seen = xs[:, rows[0], rows[1]]
+                    if dx is not None:
+                        dx[:, rows[0], rows[1]] += product(got, kernel[:, u, v]).view(seen.shape)
+                    if dw is not None:
+                        dw[:, u, v] = product(seen.reshape(-1, channels).t(), got.t())
+                db = g.sum((0, 1, 2), dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+                return None if dx is None else _first(dx).to(x.dtype), None if dw is None else _first(dw), db, None, None, None, None, None
             for i in _chunks(b, h * w * matrix.shape[1], matrix.dtype):
                 cols = unfold(g[i], (kh, kw), stride, padding, (h, w))
                 if ctx.needs_input_grad[0] and not ctx.direct:
