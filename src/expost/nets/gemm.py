@@ -97,7 +97,8 @@ def _worthwhile_taps(size: Pair, out: Pair, kernel: Pair, stride: Pair, padding:
     """A transposed convolution tap by tap: (tap, input rows and columns that it uses, output places that it reaches).
 
     One product for all taps also computes what falls outside the image: 44 of 144 for k3 s2 p1 on 4x4. Tap by tap that is left out, at the
-    cost of more and smaller products; the list is empty where less than a fifth would be saved.
+    cost of more and smaller products; the list is empty where less than a fifth would be saved. Not for float32, whose route through
+    oneDNN is very slow on the strided slices of the kernel.
     """
     spans = [[_span(n, o, u, s, p) for u in range(k)] for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True)]
     used = [sum(rows.stop - rows.start for rows, _ in dimension) for dimension in spans]
@@ -246,7 +247,8 @@ class ConvTransposeAsProduct(_AsProduct):
             offset = None if bias is None else bias.to(dtype)
             if direct:
                 return ConvTransposeAsProduct._direct(xs, kernel, offset, args)
-            if taps := _worthwhile_taps((h, w), (oh, ow), (kh, kw), stride, padding):
+            taps = [] if dtype == torch.float32 else _worthwhile_taps((h, w), (oh, ow), (kh, kw), stride, padding)
+            if taps:
                 y = xs.new_zeros(b, oh, ow, kernel.shape[3])
                 for (u, v), rows, places in taps:
                     seen = xs[:, rows[0], rows[1]]
@@ -271,7 +273,8 @@ class ConvTransposeAsProduct(_AsProduct):
             g, xs = _last(grad, matrix.dtype), _last(x, matrix.dtype)
             dx_parts: list[Tensor] = []
             dw: Tensor | None = None
-            taps = [] if ctx.direct else _worthwhile_taps((h, w), (g.shape[1], g.shape[2]), (kh, kw), stride, padding)
+            whole = ctx.direct or matrix.dtype == torch.float32
+            taps = [] if whole else _worthwhile_taps((h, w), (g.shape[1], g.shape[2]), (kh, kw), stride, padding)
             if taps:
                 kernel = matrix.view(channels, kh, kw, out)
                 dx = xs.new_zeros(xs.shape, dtype=torch.promote_types(matrix.dtype, torch.float32)) if ctx.needs_input_grad[0] else None
