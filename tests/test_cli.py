@@ -135,3 +135,8 @@ def test_trackers_write_into_the_run_folder(tmp_path: Path, capsys: pytest.Captu
     assert list(folder.rglob("events.out.tfevents.*"))
     assert main(["train", "ghosh2020/ae", *SMOKE, "--track", "nosuch", "--out", str(tmp_path / "other")]) == 2
     assert "tensorboard" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_any_validation_still_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ghosh2020/ae", "--data", "digits", "--device", "cpu", "--minutes", "0.0001", "--out", str(tmp_path / "t")]) == 0
+    assert "loss:" in capsys.readouterr().out

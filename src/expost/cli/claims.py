@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from expost.files import read_json, write_json
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
+from expost.recipes.runs import plan
 
 __all__ = ["check_claims"]
 
@@ -32,13 +35,14 @@ def check_claims(
     lab = Lab(source, budget, Path(root), seed, device, say=say)
     cache_file = Path(root) / "claims.json"
     cache: dict[str, Any] = read_json(cache_file, "the cache of claims") if cache_file.is_file() else {}
+    runs = functools.cache(lambda: _runs(lab))  # loads the data: once, not for every claim
     broken: list[str] = []
     counts = {"holds": 0, "FAILS": 0, "not built yet": 0}
     for claim in chosen:
         if claim.measure is None:
             verdict, measured = "not built yet", ""
         else:
-            key = _key(claim, lab)
+            key = _key(claim, lab, runs)
             if key not in cache:
                 start = time.monotonic()
                 outcome = claim.measure(lab)
@@ -58,17 +62,21 @@ def check_claims(
     return broken
 
 
-def _key(claim: Claim, lab: Lab) -> str:
-    """Content: the claim's own code, the measures it may call, the data, budget and seed; trained runs are named by their own content."""
+def _key(claim: Claim, lab: Lab, runs: Callable[[], str]) -> str:
+    """Content: the measures' code, version, budget and seed; where runs are used, also ``runs()``, the names of their content."""
     from expost import __version__
-    from expost.recipes import dai2019, ghosh2020, measures
-    from expost.recipes.runs import plan
+    from expost.recipes import measures
 
     source = inspect.getsource(claim.measure) if claim.measure is not None else ""
     parts = [claim.id, __version__, lab.budget, str(lab.seed), inspect.getsource(measures)]
     if any(call in source for call in ("lab.scores", "lab.run", "column(")):
-        dataset_hash = lab.dataset.hash
-        for row in (*ghosh2020.RECIPES, *dai2019.RECIPES):
-            experiment, _ = plan(row.name, data_name=lab.source, budget=lab.budget)
-            parts.append(experiment.identity(dataset_hash, lab.seed))
+        parts.append(runs())
     return f"{claim.id}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _runs(lab: Lab) -> str:
+    """The identities of all runs that a claim may ask for."""
+    from expost.recipes import dai2019, ghosh2020
+
+    experiments = (plan(row.name, data_name=lab.source, budget=lab.budget) for row in (*ghosh2020.RECIPES, *dai2019.RECIPES))
+    return " ".join(experiment.identity(dataset.hash, lab.seed) for experiment, dataset in experiments)

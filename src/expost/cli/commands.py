@@ -134,9 +134,11 @@ class Train:
             return
         if run.history.failed:
             raise Failure(run.history.stopped)
-        losses = ", ".join(f"{name} {run.history.last(name, split):.4g}" for split in ("val",) for name in ("total",) if run.history.rows)
+        split = "val" if run.history.curve("total", "val").y else "train"  # a run stopped by --minutes may not have been validated
         rate = run.history.images / max(1e-9, run.history.seconds)
-        echo(f"{run.history.stopped} after {run.history.seconds:.1f} s ({rate:.0f} images/s); validation: {losses} nats per example")
+        echo(
+            f"{run.history.stopped} after {run.history.seconds:.1f} s ({rate:.0f} images/s); {split} loss: {run.history.last('total', split):.4g} nats per example"
+        )
         echo(f"wrote {folder}")
 
 
