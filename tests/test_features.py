@@ -17,9 +17,9 @@ from expost.evaluate.classifier import Recipe, TrainedClassifier, classifier_ext
 from expost.evaluate.controls import ceiling, controls, floor, shuffle_pixels
 from expost.evaluate.features import Extractor, Pixels, RandomNetwork, Wrapped, cached_features, extract, images
 from expost.evaluate.frechet import frechet_distance
-from expost.evaluate.hashes import content_hash
 from expost.evaluate.inception import Inception2015, InceptionNetwork, resize_tf1
 from expost.evaluate.networks import SmallConvNet
+from expost.hashes import content_hash
 
 Split = tuple[Tensor, Tensor]
 

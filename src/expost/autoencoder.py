@@ -46,14 +46,16 @@ class Autoencoder(Density):
         encoder: x -> q(z | x).
         decoder: z -> p(x | z).
         prior: p(z), in training and for sampling; None for a plain autoencoder, which then cannot sample until ``with_prior``.
+        samples: K of the K-sample bound by which this model is a density, in particular as the prior of another one; 1 trains a
+            hierarchy by its ELBO.
 
     ``encode``, ``decode`` and ``forward`` are differentiable and take floats. ``latents``, ``generate`` and ``reconstruct`` are for use:
     they take stored data (``uint8`` too), of any length, work in batches in evaluation mode and return results on the model's device.
     """
 
-    def __init__(self, encoder: Conditional, decoder: Conditional, prior: Density | None = None) -> None:
+    def __init__(self, encoder: Conditional, decoder: Conditional, prior: Density | None = None, samples: int = 16) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+        self.encoder, self.decoder, self.prior, self.samples = encoder, decoder, prior, samples
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x) for x of shape (*batch, *event)."""
@@ -71,9 +73,9 @@ class Autoencoder(Density):
             )
         return self.prior()
 
-    def forward(self, samples: int = 16) -> Distribution:
-        """p(x): exact sampling, and a ``samples``-sample lower bound as ``log_prob``."""
-        return Marginal(self, samples)
+    def forward(self, samples: int | None = None) -> Distribution:
+        """p(x): exact sampling, and a ``samples``-sample lower bound (default: the model's) as ``log_prob``."""
+        return Marginal(self, self.samples if samples is None else samples)
 
     def fit(self, z: Codes, *, seed: int = 0) -> Self:
         raise ValueError(
@@ -82,7 +84,7 @@ class Autoencoder(Density):
 
     def with_prior(self, prior: Density | None) -> Autoencoder:
         """The same encoder and decoder (shared, not copied) with another prior; ``self`` is unchanged."""
-        return Autoencoder(self.encoder, self.decoder, prior)
+        return Autoencoder(self.encoder, self.decoder, prior, self.samples)
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, constraints
 
+from expost.discrete import Discretized, check_levels
 from expost.tensors import sum_event
 
 __all__ = ["CrossEntropy", "Dirac", "IsotropicGaussian", "Marginal", "deterministic", "normalised", "point"]
@@ -261,6 +262,8 @@ def check_data(p: Distribution, x: Tensor) -> None:
         raise ValueError(
             "a Bernoulli head needs pixels that are exactly 0 or 1: binarise the images, or use a CrossEntropy() head for grey levels"
         )
+    if isinstance(p, Discretized):
+        check_levels(p, x)
     if p.event_shape and p.event_shape != x.shape[x.dim() - len(p.event_shape) :]:
         raise ValueError(
             f"the decoder makes {tuple(p.event_shape)} and the data is {tuple(x.shape[1:])}: build the networks for the data's shape"

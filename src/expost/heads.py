@@ -13,6 +13,12 @@ the first of the event's.
 | :class:`Bernoulli` | Bernoulli, x in {0, 1} | - |
 | :class:`CrossEntropy` | cross-entropy of grey levels, unnormalised | - |
 | :class:`Gaussian` | N(μ, γ I), γ fixed, shared and learned, optimal, or one per pixel | log σ |
+| :class:`Logistic` | discretised logistic on stored values | log s if shared |
+| :class:`LogisticMixture` | mixture of discretised logistics on stored values | starting point of every component |
+| :class:`BinnedGaussian` | discretised Gaussian on stored values | log σ if shared |
+| :class:`BetaBinomial` | beta-binomial on stored values | - |
+
+The last four give a mass to each of ``levels`` values k / (levels - 1), 256 for 8-bit images: the likelihoods of lossless compression.
 """
 
 from __future__ import annotations
@@ -26,10 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributions as D
 
+from expost import discrete
 from expost import distributions as ours
 
 __all__ = [
     "Bernoulli",
+    "BetaBinomial",
+    "BinnedGaussian",
     "Constant",
     "CrossEntropy",
     "Diagonal",
@@ -37,6 +46,8 @@ __all__ = [
     "FullCovariance",
     "Gaussian",
     "Head",
+    "Logistic",
+    "LogisticMixture",
     "exp",
     "exp_tanh",
     "half_exp",
@@ -235,3 +246,93 @@ class Gaussian(Head):
 
     def extra_repr(self) -> str:
         return f"scale={self.kind!r}" if self.kind != "fixed" else f"scale={float(self.log_scale.exp()):g}"
+
+
+class _Binned(Head):
+    """Location and scale in bins; ``scale`` is ``"pixel"`` (from the network) or ``"shared"`` (one learned scalar, Kingma et al. 2016).
+
+    Features 0 mean: location 1/2, scale e^-2. The log scale is kept above -8 (a tenth of an 8-bit level).
+    """
+
+    family: Callable[..., discrete.Discretized]
+
+    def __init__(self, scale: Literal["pixel", "shared"] = "pixel", levels: int = 256) -> None:
+        super().__init__()
+        if scale not in ("pixel", "shared"):
+            raise ValueError(f'scale must be "pixel" or "shared", not {scale!r}')
+        self.kind, self.levels = scale, levels
+        if scale == "shared":
+            self.log_scale = nn.Parameter(torch.tensor(0.0))
+
+    def size(self, channels: int) -> int:
+        return 2 * channels if self.kind == "pixel" else channels
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        location, raw = _halves(features, event_dims) if self.kind == "pixel" else (features, self.log_scale)
+        return type(self).family(0.5 + 0.5 * location, (raw - 2).clamp_min(-8.0), self.levels, event_dims)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.kind!r}, levels={self.levels}"
+
+
+class Logistic(_Binned):
+    """Discretised logistic with folded ends, see :class:`expost.discrete.DiscretizedLogistic`."""
+
+    family = discrete.DiscretizedLogistic
+
+
+class BinnedGaussian(_Binned):
+    """Discretised Gaussian with folded ends, see :class:`expost.discrete.DiscretizedGaussian`."""
+
+    family = discrete.DiscretizedGaussian
+
+
+class LogisticMixture(Head):
+    """Mixture of discretised logistics for every pixel, see :class:`expost.discrete.DiscretizedLogisticMixture`.
+
+    Features 0 mean: components spread evenly over [0, 1], of equal weight; these starting points are learned too.
+
+    Args:
+        components: logistics per pixel.
+        levels: number of stored values.
+    """
+
+    def __init__(self, components: int = 5, levels: int = 256) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"a mixture needs at least one component, not {components}")
+        self.components, self.levels = components, levels
+        start = torch.zeros(3, components)  # logit, location, log scale
+        start[1] = torch.linspace(-1, 1, components) if components > 1 else 0.0
+        self.start = nn.Parameter(start)
+
+    def size(self, channels: int) -> int:
+        return 3 * self.components * channels
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        axis = features.dim() - event_dims
+        split = features.unflatten(axis, (3, self.components, -1))  # (*batch, 3, components, *event)
+        start = self.start.reshape(3, self.components, *[1] * event_dims)
+        logits, location, raw = (split + start).unbind(axis)
+        return discrete.DiscretizedLogisticMixture(logits, 0.5 + 0.5 * location, (raw - 2).clamp_min(-8.0), self.levels, event_dims)
+
+    def extra_repr(self) -> str:
+        return f"components={self.components}, levels={self.levels}"
+
+
+class BetaBinomial(Head):
+    """Beta-binomial pixels, see :class:`expost.discrete.BetaBinomial`; features are log α and log β, kept within ±8."""
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def size(self, channels: int) -> int:
+        return 2 * channels
+
+    def forward(self, features: Tensor, event_dims: int = 1) -> D.Distribution:
+        alpha, beta = _halves(features, event_dims)
+        return discrete.BetaBinomial(8 * torch.tanh(alpha / 8), 8 * torch.tanh(beta / 8), self.levels, event_dims)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"

@@ -25,6 +25,11 @@ HEADS = {
     "gaussian-shared": lambda: heads.Gaussian("shared"),
     "gaussian-optimal": lambda: heads.Gaussian("optimal"),
     "gaussian-pixel": lambda: heads.Gaussian("pixel", torch.sigmoid),
+    "logistic": lambda: heads.Logistic(),
+    "logistic-shared": lambda: heads.Logistic("shared", levels=16),
+    "logistic-mixture": lambda: heads.LogisticMixture(3),
+    "binned-gaussian": lambda: heads.BinnedGaussian(),
+    "beta-binomial": lambda: heads.BetaBinomial(levels=2),
 }
 EVENTS = {"vector": (3,), "image": (2, 4, 5)}
 BATCHES = [(), (1,), (6,), (2, 3), (2, 1, 3)]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from expost.cli.codec import Compress, Decompress
+from expost.cli.likelihood import Likelihood
+
 if TYPE_CHECKING:
     from expost.recipes.runs import Run
 
@@ -318,6 +321,9 @@ COMMANDS: dict[str, Any] = {
     "density": Density,
     "sample": Sample,
     "evaluate": Evaluate,
+    "likelihood": Likelihood,
+    "compress": Compress,
+    "decompress": Decompress,
     "claims": Claims,
     "cite": Cite,
 }

@@ -22,7 +22,7 @@ from expost.data.decode import Decoder
 from expost.data.source import SPLITS, Source, encode_labels, relative, split_of
 from expost.tensors import check_finite
 
-__all__ = ["array_source", "to_data"]
+__all__ = ["array_source", "images_of", "to_data"]
 
 #: Where an array came from, and the array.
 Named = tuple[str, np.ndarray]
@@ -69,6 +69,16 @@ def array_source(root: Path, files: list[Path]) -> Source:
         return resize(x, decoder, root.name), decoder.notes()
 
     return Source(counts, encode_labels(classes, list(counts.values()), root.name), fetch, notes=notes)
+
+
+def images_of(path: Path) -> Tensor:
+    """All images of one ``.npz`` or ``.npy`` file in their order, (n, C, H, W), parts one after the other."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: check the path")
+    x, _ = array_source(path.parent, [path]).fetch(None, Decoder())
+    if x.dim() != 4:
+        raise ValueError(f"{path} holds points of shape {tuple(x.shape)}, not images: give an array (n, C, H, W)")
+    return x
 
 
 def resize(x: Tensor, decoder: Decoder, name: str) -> Tensor:

@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expost.evaluate.features import Extractor, RandomNetwork, _moved, extract, images, rms_norm
-from expost.evaluate.hashes import content_hash, file_name, state_hash
 from expost.evaluate.networks import SmallConvNet
 from expost.files import cache_folder, load_tensors, save_tensors
+from expost.hashes import content_hash, file_name, state_hash
 from expost.seeds import generator, permutation, seeded
 
 __all__ = ["Recipe", "TrainedClassifier", "classifier_extractor", "default_extractor"]

@@ -30,9 +30,9 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from expost.evaluate.hashes import content_hash, file_name, state_hash
 from expost.evaluate.networks import SmallConvNet
 from expost.files import cache_folder, load_tensors, save_tensors
+from expost.hashes import content_hash, file_name, state_hash
 from expost.seeds import permutation, seeded
 from expost.tensors import check_finite
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expost.evaluate.features import Extractor, _moved
-from expost.evaluate.hashes import state_hash
+from expost.hashes import state_hash
 
 __all__ = ["CONVERT", "Inception2015", "InceptionNetwork", "resize_tf1"]
 

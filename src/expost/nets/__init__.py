@@ -14,6 +14,7 @@ from expost.nets.manoj import manoj_decoder, manoj_encoder, manoj_fc_decoder, ma
 from expost.nets.mlp import mlp, mlp_decoder, mlp_encoder
 from expost.nets.small import small_decoder, small_encoder
 from expost.nets.spectral import spectrally_normalised
+from expost.nets.squeezed import maps_decoder, maps_encoder, squeezed_decoder, squeezed_encoder
 from expost.nets.yu import yu_decoder, yu_encoder
 
 __all__ = [
@@ -39,12 +40,16 @@ __all__ = [
     "manoj_encoder",
     "manoj_fc_decoder",
     "manoj_fc_encoder",
+    "maps_decoder",
+    "maps_encoder",
     "mlp",
     "mlp_decoder",
     "mlp_encoder",
     "small_decoder",
     "small_encoder",
     "spectrally_normalised",
+    "squeezed_decoder",
+    "squeezed_encoder",
     "yu_decoder",
     "yu_encoder",
 ]

@@ -16,13 +16,15 @@
 | WAE-GAN / AAE | `Dirac` | `Gaussian(fixed)` | `StandardNormal` | `Adversarial(critic)` | `StandardNormal`, `GMM(10)` |
 | omega-VAE | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO() + ClassDistance(30)`, encoder clipped | - |
 | VAE of 000 | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO()` | - |
+| lossless coder | `Diagonal` | `LogisticMixture` / `Bernoulli` | `StandardNormal` | `ELBO()` / `Binarised(ELBO())` | - |
+| two-level lossless coder | `Diagonal` on maps | `LogisticMixture` | `Autoencoder(...)` | `ELBO()` | - |
 | VampPrior | `Diagonal` | any | `VampPrior(encoder, 500)` | `ELBO()` | - |
 """
 
-from expost.recipes import dai2019, ghosh2020, others
+from expost.recipes import dai2019, ghosh2020, others, yu2020
 from expost.recipes.base import BUDGETS, Experiment, Recipe, Task, find
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (*others.RECIPES, *dai2019.RECIPES, *ghosh2020.RECIPES)}
+RECIPES: dict[str, Recipe] = {r.name: r for r in (*others.RECIPES, *yu2020.RECIPES, *dai2019.RECIPES, *ghosh2020.RECIPES)}
 
 __all__ = ["BUDGETS", "RECIPES", "Experiment", "Recipe", "Run", "Task", "find", "load_run", "plan", "train_run"]
 

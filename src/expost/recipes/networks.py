@@ -81,5 +81,16 @@ _add("ghosh-celeba", nets.ghosh_celeba_encoder, nets.ghosh_celeba_decoder, "002,
 _with_spectral("ghosh-celeba")
 _add("manoj-fc", nets.manoj_fc_encoder, nets.manoj_fc_decoder, "003, fully connected alternative")
 _add("manoj", nets.manoj_encoder, nets.manoj_decoder, "003, MNIST")
+
+
+def _squeezed(name: str, summary: str, width: int, encoder_blocks: tuple[int, int], decoder_blocks: tuple[int, int]) -> None:
+    for maps in (False, True):
+        encoder = partial(nets.squeezed_encoder, width=width, blocks=encoder_blocks, maps=maps)
+        decoder = partial(nets.squeezed_decoder, width=width, blocks=decoder_blocks, maps=maps)
+        _add(f"{name}-maps" if maps else name, encoder, decoder, f"{summary}{', latent maps' if maps else ''}")
+
+
+_squeezed("squeezed", "residual blocks at half and quarter resolution, for likelihoods", 32, (1, 2), (2, 2))
+_squeezed("squeezed-wide", "the same, wider and deeper, for a GPU", 96, (2, 4), (4, 4))
 _add("yu", _points(nets.yu_encoder), _point_decoder(), "004, weight-normed dense block, growth 1024, depth 6")
 _add("yu-small", _points(nets.yu_encoder, growth=96, depth=4), _point_decoder(growth=96, depth=4), "004 at CPU scale: growth 96, depth 4")

@@ -1,4 +1,4 @@
-"""Papers 000, 003 and 004, and the classics that they build on: the remaining rows of the table."""
+"""Papers 000 and 003, and the classics that they build on: rows of the table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, smoke_tr
 from expost.recipes.ghosh2020 import gaussian as half_gaussian
 from expost.recipes.ghosh2020 import latent as ghosh_latent
 from expost.recipes.networks import Pair
-from expost.schedules import Milestones
 from expost.training import Training
 
-__all__ = ["RECIPES"]
+__all__ = ["RECIPES", "assemble", "learned", "row"]
 
 Prior = Callable[[int, Conditional, Task], Density]
 
@@ -47,19 +46,11 @@ def _small_training(budget: BudgetName, task: Task, **paper: object) -> Training
     return Training(**{"epochs": 100, "batch_size": 128, "lr": 1e-3, "best": False, **paper})  # type: ignore[arg-type]
 
 
-def _points_training(budget: BudgetName, task: Task, iterations: int) -> Training:
-    if budget == "smoke":
-        return smoke_training()
-    if budget == "cpu":
-        return Training(steps=6000, batch_size=200, lr=1e-3, optimiser="amsgrad", schedule=Milestones())
-    return Training(steps=iterations, batch_size=200, lr=1e-4, optimiser="amsgrad", schedule=Milestones())
-
-
 def _critic(d: int) -> nn.Module:
     return nets.mlp((d, 512, 512, 512, 1))
 
 
-def _row(
+def row(
     name: str,
     summary: str,
     paper: str,
@@ -67,6 +58,7 @@ def _row(
     encoder: Callable[[], heads.Head],
     decoder: Callable[[], heads.Head],
     objective: Callable[[Task, int], Objective],
+    model: Callable[[Task, int, Pair], Autoencoder] | None = None,
     latent: Callable[[Task], int] = ghosh_latent,
     training: Callable[[BudgetName, Task], Training] = _small_training,
     network: Callable[[BudgetName, Task], str] = lambda budget, task: "small",
@@ -74,11 +66,12 @@ def _row(
     densities: tuple[str, ...] = ("prior", "gmm:10"),
     data: str = "mnist",
 ) -> Recipe:
+    """A recipe whose model is :func:`assemble`'s, unless ``model`` builds it."""
     return Recipe(
         name=name,
         summary=summary,
         paper=paper,
-        model=lambda task, d, pair: assemble(task, d, pair, encoder, decoder, prior),
+        model=model or (lambda task, d, pair: assemble(task, d, pair, encoder, decoder, prior)),
         objective=objective,
         latent=latent,
         training=training,
@@ -88,12 +81,8 @@ def _row(
     )
 
 
-def _learned() -> heads.Head:
+def learned() -> heads.Head:
     return heads.Gaussian("shared", link=sigmoid)
-
-
-def _pixel() -> heads.Head:
-    return heads.Gaussian("pixel")
 
 
 def _omega(task: Task, d: int) -> Objective:
@@ -101,61 +90,45 @@ def _omega(task: Task, d: int) -> Objective:
 
 
 RECIPES = (
-    _row(
+    row(
         "kingma2014/vae", "VAE, learned decoder variance", "kingma2014",
-        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: ELBO(),
+        encoder=heads.Diagonal, decoder=learned, objective=lambda task, d: ELBO(),
     ),
-    _row(
+    row(
         "higgins2017/beta-vae", "beta-VAE, beta = 4", "higgins2017",
-        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: ELBO(beta=4.0),
+        encoder=heads.Diagonal, decoder=learned, objective=lambda task, d: ELBO(beta=4.0),
     ),
-    _row(
+    row(
         "burda2016/iwae", "IWAE, ten samples", "burda2016",
-        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: IWAE(samples=10),
+        encoder=heads.Diagonal, decoder=learned, objective=lambda task, d: IWAE(samples=10),
     ),
-    _row(
+    row(
         "tolstikhin2018/wae-gan", "WAE-GAN (adversarial autoencoder): a critic matches codes to the prior", "tolstikhin2018",
         encoder=heads.Dirac, decoder=lambda: half_gaussian(link=sigmoid), objective=lambda task, d: Adversarial(_critic(d), 10.0),
         training=partial(_small_training, betas=(0.5, 0.999)),
     ),
-    _row(
+    row(
         "tomczak2018/vampprior", "VAE with a VampPrior of 500 pseudo-inputs", "tomczak2018",
-        encoder=heads.Diagonal, decoder=_learned, objective=lambda task, d: ELBO(), prior=_vamp,
+        encoder=heads.Diagonal, decoder=learned, objective=lambda task, d: ELBO(), prior=_vamp,
     ),
-    _row(
+    row(
         "bozkurt2018/shallow", "VAE of 000, one hidden layer of 400, cross-entropy", "bozkurt2018",
         encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 50,
         training=partial(_small_training, epochs=50), network=lambda budget, task: "mlp-400", densities=("prior", "gmm:10"),
     ),
-    _row(
+    row(
         "bozkurt2018/deep", "VAE of 000, hidden layers 400-200-100, cross-entropy", "bozkurt2018",
         encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 50,
         training=partial(_small_training, epochs=50), network=lambda budget, task: "mlp-400-200-100", densities=("prior", "gmm:10"),
     ),
-    _row(
+    row(
         "manoj2018/vae", "VAE of 003, cross-entropy", "manoj2018",
         encoder=heads.Diagonal, decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 8,
         training=partial(_small_training, epochs=20, batch_size=300), network=lambda budget, task: "manoj" if budget == "paper" else "small",
     ),
-    _row(
+    row(
         "manoj2018/omega-vae", "VAE of 003 with the class-distance regulariser, clipped encoder", "manoj2018",
         encoder=heads.Diagonal, decoder=heads.CrossEntropy, objective=_omega, latent=lambda task: 8,
         training=partial(_small_training, epochs=20, batch_size=300), network=lambda budget, task: "manoj" if budget == "paper" else "small",
-    ),
-    _row(
-        "yu2020/vae", "VAE of 004 on a 2-D density, free bits 0.05", "yu2020",
-        encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: ELBO(free_bits=0.05), latent=lambda task: 2,
-        training=partial(_points_training, iterations=60_000), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
-        densities=("prior",), data="8gaussians",
-    ),
-    _row(
-        "yu2020/iwae", "IWAE of 004 on a 2-D density, ten samples", "yu2020",
-        encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: IWAE(samples=10), latent=lambda task: 2,
-        training=partial(_points_training, iterations=30_000), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
-        densities=("prior",), data="8gaussians",
-    ),
-    _row(
-        "yu2020/sigma-vae", "Sigma-VAE of 004: full-covariance encoder, learned decoder variance", "yu2020",
-        encoder=heads.FullCovariance, decoder=_learned, objective=lambda task, d: ELBO(),
     ),
 )  # fmt: skip

@@ -28,7 +28,7 @@ from expost.recipes.base import BudgetName, Experiment, Recipe, Task, find
 from expost.stage import SecondStage
 from expost.train import fit
 
-__all__ = ["Run", "load_run", "plan", "train_run"]
+__all__ = ["Run", "load_model", "load_run", "plan", "train_run"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,11 @@ class Run:
 
     def density(self, spec: str, *, seed: int | None = None, refit: bool = False) -> Density:
         """The density of a spec on the training codes: ``prior`` is the training prior; others are fitted, or loaded from the folder."""
-        from expost.density import parse
-
         if spec == "prior":
             if self.model.prior is None:
                 raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
             return self.model.prior
-        fresh = self._stage() if spec == "stage" else parse(spec, self.experiment.latent)
+        fresh = _fresh_density(spec, self.experiment, self.seed)
         file = self.folder.density_file(spec) if self.folder else None
         if file is not None and file.is_file() and not refit:
             tensors, meta = load_tensors(file, "a fitted density")
@@ -73,15 +71,8 @@ class Run:
             save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
         return fresh.eval()
 
-    def _stage(self) -> SecondStage:
-        return SecondStage.mlp(self.experiment.latent, self.experiment.stage_width, self.experiment.stage, seed=self.seed)
-
     def _weights_name(self) -> str:
-        """A name of the weights, so that a density fitted to other weights is never used."""
-        from expost.evaluate.hashes import state_hash
-
-        state = {**self.model.encoder.state_dict(prefix="encoder."), **self.model.decoder.state_dict(prefix="decoder.")}
-        return state_hash(state, {})
+        return _weights_name(self.model)
 
     def score(
         self,
@@ -103,6 +94,22 @@ class Run:
         if self.folder is not None:
             self.folder.add_results(scores.label, scores.to_json())
         return scores
+
+
+def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
+    """The unfitted density of a spec."""
+    from expost.density import parse
+
+    if spec == "stage":
+        return SecondStage.mlp(experiment.latent, experiment.stage_width, experiment.stage, seed=seed)
+    return parse(spec, experiment.latent)
+
+
+def _weights_name(model: Autoencoder) -> str:
+    """A name of the weights, so that a density fitted to other weights is never used."""
+    from expost.hashes import state_hash
+
+    return state_hash({**model.encoder.state_dict(prefix="encoder."), **model.decoder.state_dict(prefix="decoder.")}, {})
 
 
 def plan(
@@ -146,7 +153,13 @@ def train_run(
             "budget": budget,
             "settings": settings or {},
             "seed": seed,
-            "data": {"source": source, "name": dataset.name, "hash": dataset.hash, "shape": list(experiment.task.shape)},
+            "data": {
+                "source": source,
+                "name": dataset.name,
+                "hash": dataset.hash,
+                "shape": list(experiment.task.shape),
+                "train": experiment.task.n,
+            },
             "experiment": stable_repr(experiment),
             "identity": experiment.identity(dataset.hash, seed),
             "versions": versions(),
@@ -204,7 +217,6 @@ def load_run(path: str | Path, *, data_name: str | None = None, device: str | No
     """
     folder = RunFolder.existing(path)
     saved = folder.read_recipe()
-    row = find(saved["recipe"])
     shape = tuple(saved["data"]["shape"])
     if dataset is None:
         source = data_name or saved["data"]["source"]
@@ -213,12 +225,40 @@ def load_run(path: str | Path, *, data_name: str | None = None, device: str | No
             dataset = data.load(source, pad_to=shape[-1])
     if dataset.hash != saved["data"]["hash"]:
         raise ValueError(f"the data {dataset.name} is not what {path} was trained on (another content hash): pass the original with --data")
-    task = Task(dataset.name, shape, len(dataset.train.x))
-    experiment = row.prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
+    experiment, model = _rebuild(folder, saved, Task(dataset.name, shape, len(dataset.train.x)), device)
+    return Run(experiment, dataset, model, saved["seed"], folder)
+
+
+def load_model(path: str | Path, *, density: str = "prior", device: str | None = None) -> Autoencoder:
+    """The trained model of a run folder, without its data: for compression elsewhere.
+
+    Args:
+        density: what stands as the prior: the training prior, or a density that was fitted and lies in the folder.
+    """
+    folder = RunFolder.existing(path)
+    saved = folder.read_recipe()
+    known = saved["data"]
+    if "train" not in known:  # written before the number of examples was kept
+        known["train"] = len(data.load(known["source"]).train.x)
+    experiment, model = _rebuild(folder, saved, Task(known["name"], tuple(known["shape"]), known["train"]), device)
+    if density == "prior":
+        return model
+    fitted = _fresh_density(density, experiment, saved["seed"])
+    file = folder.density_file(density)
+    if not file.is_file():
+        raise ValueError(f'"{density}" has not been fitted to {path}: run `expost density {path} {density}`')
+    tensors, meta = load_tensors(file, "a fitted density")
+    if meta.get("model") != _weights_name(model):
+        raise ValueError(f"{file} was fitted to other weights: run `expost density {path} {density}` again")
+    fitted.load_state_dict(tensors)
+    return model.with_prior(fitted.to(model.device).eval())
+
+
+def _rebuild(folder: RunFolder, saved: dict[str, Any], task: Task, device: str | None) -> tuple[Experiment, Autoencoder]:
+    experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
     model, _ = experiment.build(saved["seed"])
     folder.load_model(model)
-    model.to(choose_device(device)).eval()
-    return Run(experiment, dataset, model, saved["seed"], folder)
+    return experiment, model.to(choose_device(device)).eval()
 
 
 def choose_device(device: str | None) -> torch.device:

@@ -1,0 +1,78 @@
+"""``expost likelihood``: log p(x) of held-out images, in nats and bits/dim, and what the ELBO consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+__all__ = ["Likelihood"]
+
+
+@dataclass
+class Likelihood:
+    """Log-likelihood of test images in nats and bits/dim, with the effective sample size that says whether to believe it."""
+
+    folder: Positional[Path]
+    """run folder"""
+    samples: int = 1000
+    """importance samples per image"""
+    n: int = 1000
+    """test images, at most all"""
+    density: str | None = None
+    """prior of the codes; default: the training prior, or the recipe's last density where there is none"""
+    annealed: bool = False
+    """also annealed importance sampling on the first images, with upper and lower bounds on simulated ones"""
+    annealed_n: int = 20
+    """images of --annealed, test and simulated"""
+    chains: int = 16
+    """chains per image of --annealed"""
+    temperatures: int = 500
+    """temperatures of --annealed"""
+    surgery: bool = False
+    """also split the rate into mutual information and marginal KL"""
+    data: str | None = None
+    """where the data is now, if it has moved"""
+    seed: int = 0
+    """seed of all samples"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        from expost.evaluate.annealed import annealed_bound
+        from expost.evaluate.likelihood import importance_bound
+        from expost.evaluate.surgery import elbo_surgery
+        from expost.recipes.runs import choose_device, load_run
+
+        for name in ("samples", "n", "annealed_n", "chains", "temperatures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.device is not None:
+            choose_device(self.device)
+        run = load_run(self.folder, data_name=self.data, device=self.device)
+        x = run.dataset.test.x[: self.n]
+        spec = self.density or ("prior" if run.model.prior is not None else run.experiment.densities[-1])
+        model = run.model.with_prior(run.density(spec))
+        title = f"{run.experiment.recipe} on {run.dataset.name}, p(z): {spec}"
+        suffix = "" if spec == "prior" else f" {spec}"
+
+        def keep(name: str, value: dict[str, object]) -> None:
+            if run.folder is not None:
+                run.folder.add_results(name + suffix, value)
+
+        bound = importance_bound(model, x, samples=self.samples, seed=self.seed)
+        print(bound.table(f"Likelihood: {title}"), flush=True)
+        keep("likelihood", bound.to_json())
+        if self.annealed:
+            few = min(self.annealed_n, len(x))
+            annealed = annealed_bound(
+                model, x[:few], chains=self.chains, temperatures=self.temperatures, simulated=self.annealed_n, seed=self.seed
+            )
+            print(f"\n{annealed.table(f'Annealed importance sampling: {title}')}", flush=True)
+            print(f"importance bound of the same {few} images: {float(bound.log_prob[:few].mean()):.6g} nats", flush=True)
+            keep("annealed", annealed.to_json())
+        if self.surgery:
+            parts = elbo_surgery(model, x, seed=self.seed)
+            print(f"\n{parts.table(f'ELBO surgery: {title}')}", flush=True)
+            keep("surgery", parts.to_json())

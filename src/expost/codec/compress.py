@@ -1,0 +1,286 @@
+r"""Lossless compression of images with an autoencoder: the ELBO as a number of bytes.
+
+:func:`compress` and :func:`decompress` turn images into bytes and back, exactly, for any autoencoder whose decoder gives pixels a
+probability mass. The first image has no earlier bits to get back, so the stack starts with seed words, and batches start with one image
+and grow as the stack does. Three rates are reported: *net* (message minus seed, what every further image costs), *with the seed*, and
+the whole file; and beside them the -ELBO of the same images, which the net rate approaches.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import zlib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli
+
+from expost.autoencoder import Autoencoder, evaluating
+from expost.codec.container import Container, Header, pack, unpack
+from expost.codec.layers import Coder
+from expost.codec.networks import Level, coding_copy, levels_of, one_thread, posterior_scales
+from expost.codec.stack import Shortage, Stack, seed_words
+from expost.discrete import check_levels
+from expost.distributions import base_of, check_data
+from expost.files import atomic
+from expost.hashes import state_hash
+from expost.identity import stable_repr
+from expost.progress import Bar
+from expost.seeds import seeded
+from expost.stage import SecondStage
+from expost.tensors import batches, unit
+
+__all__ = ["Compressed", "compress", "decompress", "model_name", "negative_elbo", "read_compressed", "write_compressed"]
+
+_WORD = 32
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Images as bytes.
+
+    Attributes:
+        data: the file.
+        images, dims: number of images, pixel values per image.
+        net_bits, seed_bits: bits of the message without the seed; of the seed.
+        seconds: of coding.
+        blocks: images coded together, in order.
+    """
+
+    data: bytes
+    images: int
+    dims: int
+    net_bits: int
+    seed_bits: int
+    seconds: float
+    blocks: list[int]
+
+    @property
+    def net_rate(self) -> float:
+        """Bits per pixel value, without the seed."""
+        return self.net_bits / (self.images * self.dims)
+
+    @property
+    def seeded_rate(self) -> float:
+        """Bits per pixel value, with the seed."""
+        return (self.net_bits + self.seed_bits) / (self.images * self.dims)
+
+    @property
+    def file_rate(self) -> float:
+        """Bits per pixel value of the whole file."""
+        return 8 * len(self.data) / (self.images * self.dims)
+
+
+def model_name(model: Autoencoder) -> str:
+    """24 hexadecimal digits naming structure and weights: a file can only be read with the model that wrote it."""
+    parts = [state_hash(model.state_dict(), {"structure": stable_repr(model), "half": half}) for half in (0, 1)]
+    return "".join(parts)
+
+
+def compress(
+    model: Autoencoder,
+    x: Tensor,
+    *,
+    batch_size: int = 64,
+    steps: list[float] | None = None,
+    span: int = 1 << 13,
+    seed: int = 0,
+    origin: dict[str, str] | None = None,
+    progress: bool = False,
+) -> Compressed:
+    """Code images (n, *event), uint8 or floats on the levels of the decoder's distribution, without loss.
+
+    Args:
+        batch_size: most images coded together: networks are faster on more, and the seed must cover the latents of the first few.
+        steps: bin widths of every level's latents, powers of two; default: chosen from the posteriors' scales.
+        span: latents lie in -span ... span bins.
+        seed: of the seed words.
+        origin: where the model came from; written into the file as a hint for whoever decodes it.
+
+    Raises:
+        ValueError: no probability masses, deterministic encoder, prior that cannot be made discrete, values that are not levels.
+    """
+    start = time.perf_counter()
+    if len(x) == 0:
+        raise ValueError("there is nothing to compress: give at least one image")
+    if not 1 <= batch_size < 2**16:
+        raise ValueError(f"batch_size must lie between 1 and 65535, not {batch_size}")
+    with one_thread():
+        coding = coding_copy(model)
+        levels, prior = levels_of(coding, tuple(x.shape[1:]))
+        values, symbols = _integers(levels[0], x)
+        if steps is None:
+            steps = _automatic_steps(levels, values, symbols)
+        if len(steps) != len(levels) or any(not s > 0 for s in steps):
+            raise ValueError(f"give one positive step for each of the {len(levels)} levels, not {steps}")
+        words = 16 + sum(int(torch.Size(level.latent_shape).numel()) for level in levels)
+        while True:
+            coder = Coder(levels, prior, steps, batch_size, span, symbols)
+            try:
+                stack, blocks = _push_all(coder, values, seed_words(words, seed), progress)
+                break
+            except Shortage:
+                words *= 2
+    message = stack.words()
+    header = Header(
+        model_name(model), str(x.dtype).removeprefix("torch."), list(x.shape[1:]), len(x), symbols, batch_size, steps, span,
+        {"value": seed, "words": words}, len(blocks), len(message), origin or {}, _machine(),
+    )  # fmt: skip
+    data = pack(Container(header, blocks, message))
+    seed_bits = _WORD * words
+    dims = int(x[0].numel())
+    return Compressed(data, len(x), dims, _WORD * len(message) - seed_bits, seed_bits, time.perf_counter() - start, [n for n, _ in blocks])
+
+
+def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", progress: bool = False) -> Tensor:
+    """The images that :func:`compress` was given, bit for bit.
+
+    Raises:
+        ValueError: another model, damaged data, or a machine whose arithmetic differs: never other pixels.
+    """
+    container = unpack(data, name)
+    header = container.header
+    if header.model != model_name(model):
+        raise ValueError(f"{name} was written with another model ({header.model}, this is {model_name(model)}): give the run that wrote it")
+    seed = seed_words(header.seed["words"], header.seed["value"])
+    with one_thread():
+        levels, prior = levels_of(coding_copy(model), tuple(header.shape))
+        coder = Coder(levels, prior, header.steps, header.batch, header.span, header.symbols)
+        parts: list[Tensor] = []
+        try:
+            stack = Stack(container.message, sealed=False)
+            with Bar(header.images, enabled=progress, what="decompressing") as bar:
+                done = 0
+                for number, (n, checksum) in reversed(list(enumerate(container.blocks))):
+                    values = coder.pop(stack, n)
+                    if _checksum(values) != checksum:
+                        raise ValueError(_mismatch(name, f"block {number + 1} of {header.blocks}", header))
+                    parts.append(values)
+                    bar.update(done := done + n)
+            restored = stack.unsealed()
+        except Shortage:
+            raise ValueError(_mismatch(name, "the message ended early", header)) from None
+    if not np.array_equal(restored, seed):
+        raise ValueError(_mismatch(name, "the seed words did not come back", header))
+    values = torch.cat(parts[::-1])
+    return _stored(values, header.symbols, header.dtype)
+
+
+def write_compressed(
+    path: str | Path, compressed: Compressed, model: Autoencoder, x: Tensor, *, verify: bool = True, progress: bool = False
+) -> None:
+    """Write the file whole or not at all; with ``verify`` it is read back and decoded first, and must give the very images."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(compressed.data)
+        if verify:
+            back = decompress(model, temporary.read_bytes(), name=str(path), progress=progress)
+            if back.dtype != x.dtype or not torch.equal(back, x.cpu()):
+                raise ValueError(
+                    f"{path} was not written: decoding did not give the same images back; this is a fault of expost, report it"
+                )
+
+
+def read_compressed(path: str | Path, model: Autoencoder, *, progress: bool = False) -> Tensor:
+    """The images of a file, see :func:`decompress`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: check the path")
+    return decompress(model, path.read_bytes(), name=str(path), progress=progress)
+
+
+def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed: int = 0) -> Tensor:
+    """-ELBO of each image in bits with one sample at every level, (n,) float64: the length that bits-back coding has in expectation."""
+    parts: list[Tensor] = []
+    with evaluating(model), seeded("negative_elbo", seed):
+        for batch in batches(x, batch_size):
+            nats, value, density = torch.zeros(len(batch), dtype=torch.float64), unit(batch.to(model.device)), model
+            while isinstance(density, Autoencoder | SecondStage):
+                inner = density.model if isinstance(density, SecondStage) else density
+                q = inner.encode(value)
+                z = q.sample()
+                p = inner.decode(z)
+                if density is model:
+                    check_data(p, value)
+                nats += (q.log_prob(z) - p.log_prob(value)).double().cpu()
+                value, density = z, inner.prior  # type: ignore[assignment]
+            assert density is not None
+            parts.append(nats - density().log_prob(value).double().cpu())
+    return torch.cat(parts) / float(np.log(2))
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _push_all(coder: Coder, values: Tensor, words: Any, progress: bool) -> tuple[Stack, list[tuple[int, int]]]:
+    stack, blocks, done, n = Stack(words, sealed=True), [], 0, 1
+    with Bar(len(values), enabled=progress, what="compressing") as bar:
+        while done < len(values):
+            block = values[done : done + n]
+            coder.push(stack, block)
+            blocks.append((len(block), _checksum(block)))
+            done += len(block)
+            bar.update(done)
+            each = max(1.0, 1.3 * coder.popped / len(block))  # bits that the next images take before they give any
+            n = max(1, min(coder.batch, 2 * n, int(0.9 * stack.bits / each)))
+    return stack, blocks
+
+
+def _integers(level: Level, x: Tensor) -> tuple[Tensor, int]:
+    """Pixels as integers and the number of values, ``ValueError`` if they are not levels of the decoder's distribution."""
+    if x.dtype not in (torch.uint8, torch.float32):
+        raise ValueError(f"images must be uint8 or float32, not {str(x.dtype).removeprefix('torch.')}: convert them first")
+    base: Any = base_of(level.decoder(torch.zeros(1, *level.latent_shape, dtype=torch.float64)))
+    x = x.cpu()
+    if isinstance(base, Bernoulli):
+        symbols = 2
+        for part in batches(x, 1000):
+            check_data(base, unit(part))
+    else:
+        symbols = base.levels
+        for part in batches(x, 1000):
+            check_levels(base, unit(part))
+    values = (unit(x) * (symbols - 1)).round().to(torch.int64)
+    if not torch.equal(_stored(values, symbols, str(x.dtype).removeprefix("torch.")), x):
+        raise ValueError(f"some pixels are not exactly one of the {symbols} levels k / {symbols - 1}: give uint8 images")
+    return values, symbols
+
+
+def _stored(values: Tensor, symbols: int, dtype: str) -> Tensor:
+    if dtype == "uint8":
+        return (values * (255 // (symbols - 1))).to(torch.uint8)
+    return values.to(torch.float32) / (symbols - 1)
+
+
+def _automatic_steps(levels: list[Level], values: Tensor, symbols: int) -> list[float]:
+    """A quarter of the posteriors' scale, but for the smallest 1 %, as a power of two between 2^-12 and 2^-3; from the first 128 images."""
+    steps, value = [], values[:128].double() / (symbols - 1)
+    with seeded("steps"):
+        for level in levels:
+            q = level.encoder(value)
+            scale = float(posterior_scales(q).flatten().kthvalue(max(1, posterior_scales(q).numel() // 100)).values)
+            steps.append(2.0 ** int(np.clip(np.floor(np.log2(scale / 4)), -12, -3)))
+            value = q.sample()
+    return steps
+
+
+def _checksum(values: Tensor) -> int:
+    return zlib.crc32(values.to(torch.int32).numpy().tobytes())
+
+
+def _machine() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("torch", "constriction")}
+    return {**versions, "processor": platform.machine(), "vectors": torch.backends.cpu.get_cpu_capability()}
+
+
+def _mismatch(name: str, where: str, header: Header) -> str:
+    written = ", ".join(f"{k} {v}" for k, v in header.machine.items())
+    return (
+        f"{name} cannot be decoded here ({where} does not match its checksum): the networks computed other numbers than where it was "
+        f"written ({written}); decode it with the same versions on the same kind of machine"
+    )
