@@ -1,7 +1,7 @@
 """One end of ``likelihood.py``, for either library; obeys orders at the gate. Pythae's end runs in Pythae's own environment.
 
 Both sides load the same weights (named as in Pythae) and are asked for the mean importance-weighted bound of the same images. Pythae runs its
-own ``VAE.get_nll``, in evaluation mode and, to its advantage, without gradients; expost its ``importance_bound``. Only that call is timed.
+own ``VAE.get_nll``, in evaluation mode and, unless ``--grad`` is given, to its advantage without gradients; expost its ``importance_bound``. Only that call is timed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def pythae_side(options: dict[str, Any], x: torch.Tensor) -> Any:
 
     def bound(images: int, samples: int, seed: int) -> list[float]:
         torch.manual_seed(seed)
-        with torch.no_grad():
+        with torch.set_grad_enabled(options["grad"]):
             return [float(model.get_nll(x[:images], n_samples=samples, batch_size=options["pythae_batch"]))]
 
     return bound

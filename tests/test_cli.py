@@ -26,7 +26,20 @@ def test_help_imports_no_torch() -> None:
     code = "import sys; from expost.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "list", "train", "density", "sample", "evaluate", "claims", "cite"):
+    for command in (
+        "demo",
+        "list",
+        "train",
+        "density",
+        "sample",
+        "evaluate",
+        "likelihood",
+        "compress",
+        "decompress",
+        "reproduce",
+        "claims",
+        "cite",
+    ):
         assert command in done.stdout
 
 
@@ -140,3 +153,81 @@ def test_trackers_write_into_the_run_folder(tmp_path: Path, capsys: pytest.Captu
 def test_a_run_stopped_before_any_validation_still_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "ghosh2020/ae", "--data", "digits", "--device", "cpu", "--minutes", "0.0001", "--out", str(tmp_path / "t")]) == 0
     assert "loss:" in capsys.readouterr().out
+
+
+# -- likelihood, compression, reproduction --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coders") / "a"
+    assert main(["train", "yu2020/bits-back", *SMOKE, "--set", "latent=4", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_likelihood_prints_the_conversion_and_is_kept(coder_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["likelihood", str(coder_folder), "--samples", "20", "--n", "30", "--surgery"]
+    command += ["--annealed", "--annealed-n", "3", "--chains", "2", "--temperatures", "5"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "nats / (64 x ln 2) =" in out
+    assert "index-code mutual information" in out
+    results = json.loads((coder_folder / "results.json").read_text())
+    assert {"likelihood", "annealed", "surgery"} <= results.keys()
+    assert main(["likelihood", str(coder_folder), "--samples", "0"]) == 2
+
+
+def test_an_unnormalised_head_has_no_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "ce"
+    assert main(["train", "bozkurt2018/shallow", *SMOKE, "--out", str(folder)]) == 0
+    assert main(["likelihood", str(folder), "--samples", "5", "--n", "5"]) == 2
+    assert "not a normalised likelihood" in capsys.readouterr().err
+    assert main(["compress", str(folder), "--out", str(tmp_path / "a.xpz")]) == 2
+    assert "no probability mass" in capsys.readouterr().err
+    assert not (tmp_path / "a.xpz").exists()
+
+
+def test_compress_and_decompress(coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from expost import data
+
+    test = data.load("digits").test.x[:40].numpy()
+    np.savez(tmp_path / "in.npz", images=test)
+    file, out = tmp_path / "a.xpz", tmp_path / "b.npz"
+    assert main(["compress", str(coder_folder), str(tmp_path / "in.npz"), "-o", str(file)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("net", "with the seed", "-ELBO of these images", "lzma", "every image exactly the same"):
+        assert word in shown
+    assert main(["decompress", str(file), "-o", str(out)]) == 0
+    back = np.load(out)["images"]
+    assert back.dtype == np.uint8
+    assert np.array_equal(back, test)
+
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    (tmp_path / "damaged.xpz").write_bytes(damaged)
+    assert main(["decompress", str(tmp_path / "damaged.xpz"), "-o", str(tmp_path / "c.npz")]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "c.npz").exists()
+    assert main(["decompress", str(tmp_path / "none.xpz")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_compress_with_a_fitted_density_and_a_split(coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "a.xpz")
+    assert main(["compress", str(coder_folder), "--density", "gmm:2", "-o", file]) == 2
+    assert "has not been fitted" in capsys.readouterr().err
+    assert main(["density", str(coder_folder), "gmm:2"]) == 0
+    assert main(["compress", str(coder_folder), "--density", "gmm:2", "--n", "20", "--no-peers", "-o", file]) == 0
+    assert main(["decompress", file, "-o", str(tmp_path / "a.npz"), "--run", str(coder_folder)]) == 0
+    assert len(np.load(tmp_path / "a.npz")["images"]) == 20
+
+
+def test_reproduce_compression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["reproduce", "yu2020/compression", *SMOKE, "--runs", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for word in ("yu2020/bits-back-nested", "lzma, binarised", "images/s in"):
+        assert word in out
+    assert "expost reproduce yu2020/compression" in (tmp_path / "out" / "report.html").read_text()
+    assert main(["reproduce", "yu2020/tabel1"]) == 2
+    assert 'did you mean "yu2020/table1"?' in capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_a_thousand_corruptions_are_a_thousand_errors(coded: tuple[Autoencoder, 
             if bytes(damaged[at : at + len(piece)]) == piece:
                 continue
             damaged[at : at + len(piece)] = piece
-        with pytest.raises(ValueError, match="damaged|truncated|not a compressed file"):
+        with pytest.raises(ValueError, match=r"damaged|truncated|not a compressed file"):
             decompress(model, bytes(damaged))
 
 
@@ -271,7 +271,7 @@ def test_models_that_cannot_be_coded_are_refused_with_the_remedy() -> None:
         compress(model, x[:0])
     with pytest.raises(ValueError, match="uint8"):
         compress(model, torch.rand(2, *SHAPE))
-    with pytest.raises(ValueError, match="model's shape|decoder makes|the data is"):
+    with pytest.raises(ValueError, match="images of the model's shape"):
         compress(model, torch.zeros(2, 1, 12, 12, dtype=torch.uint8))
     with pytest.raises(ValueError, match="exactly 0 or 1"):
         compress(MODELS["bernoulli"](), x)

@@ -173,6 +173,34 @@ def test_pair_has_the_right_shapes_and_every_parameter_learns(name: str) -> None
             assert key.endswith("bias") or p.grad.abs().max() > 0, f"{side} {key}"
 
 
+@pytest.mark.parametrize("maps", [False, True])
+def test_squeezed_pair_has_the_right_shapes_and_learns(maps: bool) -> None:
+    shape = (3, 16, 8)
+    encoder = nets.squeezed_encoder(shape, 6, 8, maps=maps)
+    decoder = nets.squeezed_decoder(6, shape, 5, 8, maps=maps)
+    optimiser = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-2)
+    before = [p.clone() for p in (*encoder.parameters(), *decoder.parameters())]
+    for _ in range(2):  # a block's second convolution starts at zero, so its first one learns from the second step on
+        z = encoder(torch.rand(6, *shape))
+        assert z.shape == ((6, 6, 4, 2) if maps else (6, 6))
+        features = decoder(z)
+        assert features.shape == (6, 5, 16, 8)
+        optimiser.zero_grad()
+        (features * torch.randn_like(features)).sum().backward()
+        optimiser.step()
+    for (name, p), start in zip((*encoder.named_parameters(), *decoder.named_parameters()), before, strict=True):
+        assert not torch.equal(p, start), name
+
+
+def test_squeezed_blocks_start_as_the_identity_and_images_do_not_touch() -> None:
+    encoder = nets.squeezed_encoder((1, 8, 8), 4, 4)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.allclose(encoder(x)[:1], encoder(x[:1]), atol=1e-6)
+    outer = nets.maps_encoder((2, 4, 4), 6, 8)
+    assert outer(torch.rand(3, 2, 4, 4)).shape == (3, 6)
+    assert nets.maps_decoder(6, (2, 4, 4), 4, 8)(torch.rand(3, 6)).shape == (3, 4, 4, 4)
+
+
 @pytest.mark.parametrize("size", range(8, 65, 7))
 def test_small_pair_takes_every_size(size: int) -> None:
     shape = (1, size, 72 - size)
@@ -214,6 +242,7 @@ def test_a_net_of_the_paper_sizes_its_layers_as_the_paper() -> None:
         (lambda: nets.dai_encoder((1, 30, 30), 8), r"pad_to=32"),
         (lambda: nets.manoj_encoder((1, 8, 8), 8), r"small_encoder"),
         (lambda: nets.small_encoder((1, 4, 4), 8), r"at least 8"),
+        (lambda: nets.squeezed_encoder((1, 30, 30), 8), r"divisible by 4, not 30x30: use small_encoder"),
         (lambda: nets.small_encoder((28, 28), 8), r"channels, height, width"),
         (lambda: nets.mlp_decoder(8, MNIST, 0), r"at least 1 output"),
         (lambda: nets.mlp([3]), r"input and an output"),

@@ -39,7 +39,7 @@ def test_the_table_is_the_one_of_the_code() -> None:
     assert recipes.__doc__ is not None
     rows = [line for line in recipes.__doc__.splitlines() if line.startswith("|")]
     assert "\n".join(rows) in README
-    assert len(rows) == 2 + 15
+    assert len(rows) == 2 + 17
 
 
 def test_pictures_and_pages_exist() -> None:

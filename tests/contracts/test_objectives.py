@@ -14,7 +14,21 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.conditional import Conditional
 from expost.divergences import mmd
 from expost.heads import Gaussian
-from expost.objectives import ELBO, IWAE, RAE, WAE, Adversarial, Annealed, ClassDistance, Clipped, DecoderL2, GradientPenalty, Sum
+from expost.objectives import (
+    ELBO,
+    IWAE,
+    RAE,
+    WAE,
+    Adversarial,
+    Annealed,
+    Binarised,
+    ClassDistance,
+    Clipped,
+    DecoderL2,
+    Dequantised,
+    GradientPenalty,
+    Sum,
+)
 from expost.seeds import seeded
 from toys import convolutional, linear, model, pictures, vectors
 
@@ -489,3 +503,34 @@ def test_objectives_without_a_prior():
     for objective in (ELBO(), IWAE(), WAE()):
         with pytest.raises(ValueError, match="no prior"):
             objective(m, x)
+
+
+def test_binarised_and_dequantised_data_are_what_they_say():
+    x = torch.rand(500, 12)
+    with seeded("noise"):
+        b, u = Binarised(ELBO()).change(x), Dequantised(ELBO()).change((x * 255).round() / 255)
+    assert bool(((b == 0) | (b == 1)).all())
+    assert float((b - x).mean().abs()) < 0.02
+    assert bool(((u * 256).floor() == (x * 255).round()).all())  # the byte survives, the rest is uniform
+    assert float(((u * 256) % 1).mean()) == pytest.approx(0.5, abs=0.02)
+    zero_one = (x > 0.5).float()
+    assert torch.equal(Binarised(ELBO()).change(zero_one), zero_one)
+
+
+def test_wrapped_objectives_pass_everything_on():
+    objective = Binarised(Annealed(ELBO(), "beta", 10))
+    assert objective.at(5) == Binarised(ELBO(beta=0.5))
+    m, x = model(decoder_head=heads.Bernoulli()), (vectors(20) > 0).float()
+    with seeded("a"):
+        inside = ELBO()(m, x).total
+    with seeded("a"):
+        torch.bernoulli(x)
+        expected = ELBO()(m, x).total
+    with seeded("a"):
+        wrapped = Binarised(ELBO())(m, x).total
+    assert torch.equal(wrapped, expected)
+    assert inside.shape == wrapped.shape
+    (player,) = Binarised(ELBO()).players(m)
+    assert player.module is m
+    assert Binarised(Adversarial(critic())).modules().keys() == Adversarial(critic()).modules().keys()
+    assert len(Binarised(Adversarial(critic())).players(m)) == 2

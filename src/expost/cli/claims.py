@@ -35,7 +35,7 @@ def check_claims(
     lab = Lab(source, budget, Path(root), seed, device, say=say)
     cache_file = Path(root) / "claims.json"
     cache: dict[str, Any] = read_json(cache_file, "the cache of claims") if cache_file.is_file() else {}
-    runs = functools.cache(lambda: _runs(lab))  # loads the data: once, not for every claim
+    runs = functools.cache(lambda paper: _runs(lab, paper))  # loads the data: once, not for every claim
     broken: list[str] = []
     counts = {"holds": 0, "FAILS": 0, "not built yet": 0}
     for claim in chosen:
@@ -62,21 +62,29 @@ def check_claims(
     return broken
 
 
-def _key(claim: Claim, lab: Lab, runs: Callable[[], str]) -> str:
-    """Content: the measures' code, version, budget and seed; where runs are used, also ``runs()``, the names of their content."""
+def _key(claim: Claim, lab: Lab, runs: Callable[[str], str]) -> str:
+    """Content: the measures' code, version, budget and seed; where runs are used, also ``runs(paper)``, the names of their content."""
     from expost import __version__
-    from expost.recipes import measures
 
-    source = inspect.getsource(claim.measure) if claim.measure is not None else ""
-    parts = [claim.id, __version__, lab.budget, str(lab.seed), inspect.getsource(measures)]
-    if any(call in source for call in ("lab.scores", "lab.run", "column(")):
-        parts.append(runs())
+    assert claim.measure is not None
+    module = inspect.getmodule(claim.measure)
+    assert module is not None
+    parts = [claim.id, __version__, lab.budget, str(lab.seed), inspect.getsource(module)]
+    if any(
+        call in inspect.getsource(claim.measure) for call in ("lab.scores", "lab.run", "column(", "likelihoods(", "dark_mass(", "rates(")
+    ):
+        parts.append(runs(claim.paper))
     return f"{claim.id}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 
-def _runs(lab: Lab) -> str:
-    """The identities of all runs that a claim may ask for."""
-    from expost.recipes import dai2019, ghosh2020
+def _runs(lab: Lab, paper: str) -> str:
+    """The identities of all runs that a paper's claims may ask for."""
+    from expost.recipes import dai2019, ghosh2020, lossless, plane
 
-    experiments = (plan(row.name, data_name=lab.source, budget=lab.budget) for row in (*ghosh2020.RECIPES, *dai2019.RECIPES))
+    if paper == "004":
+        wanted = [(recipe, name) for recipe in ("yu2020/vae", "yu2020/iwae") for name in plane.DENSITIES]
+        wanted += [(recipe, lab.source) for recipe in lossless.RECIPES]
+    else:
+        wanted = [(row.name, lab.source) for row in (*ghosh2020.RECIPES, *dai2019.RECIPES)]
+    experiments = (plan(recipe, data_name=source, budget=lab.budget) for recipe, source in wanted)
     return " ".join(experiment.identity(dataset.hash, lab.seed) for experiment, dataset in experiments)

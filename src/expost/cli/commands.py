@@ -10,6 +10,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from expost.cli.codec import Compress, Decompress
 from expost.cli.likelihood import Likelihood
+from expost.cli.reproduce import Reproduce
 
 if TYPE_CHECKING:
     from expost.recipes.runs import Run
@@ -44,13 +45,14 @@ class Demo:
 
 @dataclass
 class List:
-    """Show recipes, data sets, densities and networks."""
+    """Show recipes, data sets, densities, networks, and what can be reproduced."""
 
     def run(self) -> None:
         from expost.data import names
         from expost.density.spec import SPECS
         from expost.recipes import RECIPES
         from expost.recipes.networks import NETWORKS
+        from expost.recipes.reproduce import TARGETS
         from expost.results import Table
 
         recipes = Table(("recipe", "what", "default data", "densities"), title="Recipes: expost train RECIPE")
@@ -66,7 +68,10 @@ class List:
         networks = Table(("network", "what"), title="Networks: --set network=NAME")
         for name, pair in NETWORKS.items():
             networks.add(name, pair.summary)
-        echo("\n\n".join(str(t) for t in (recipes, sets, densities, networks)))
+        targets = Table(("target", "what"), title="Tables and figures: expost reproduce TARGET")
+        for target in TARGETS.values():
+            targets.add(target.name, target.summary)
+        echo("\n\n".join(str(t) for t in (recipes, sets, densities, networks, targets)))
 
 
 @dataclass
@@ -324,6 +329,7 @@ COMMANDS: dict[str, Any] = {
     "likelihood": Likelihood,
     "compress": Compress,
     "decompress": Decompress,
+    "reproduce": Reproduce,
     "claims": Claims,
     "cite": Cite,
 }

@@ -88,8 +88,8 @@ class Surgery:
         table.add("ELBO", self.elbo, self.errors["elbo"])
         table.add("distortion", self.distortion, self.errors["distortion"])
         table.add("rate = I + KL(q(z) || p(z))", self.rate, self.errors["rate"])
-        table.add("I(n; z)", self.mutual_information, self.errors["mutual_information"])
-        table.add("KL(q(z) || p(z))", self.marginal_kl, self.errors["marginal_kl"])
+        table.add("I(n; z), index-code mutual information", self.mutual_information, self.errors["mutual_information"])
+        table.add("KL(q(z) || p(z)), marginal KL", self.marginal_kl, self.errors["marginal_kl"])
         table.add("log N", self.log_n, None)
         if self.rate_exact is not None:
             table.add("rate in closed form", self.rate_exact, None)

@@ -44,9 +44,10 @@ class Lab:
     say: Callable[[str], None] = silent
     _runs: dict[str, Run] = field(default_factory=dict, repr=False)
 
-    def run(self, recipe: str, settings: dict[str, Any] | None = None) -> Run:
-        """The trained run of a recipe: from memory, from its folder, or trained now."""
-        experiment, dataset = plan(recipe, data_name=self.source, budget=self.budget, settings=settings)
+    def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None) -> Run:
+        """The trained run of a recipe: from memory, from its folder, or trained now; on the lab's data unless ``source`` names other."""
+        source = source or self.source
+        experiment, dataset = plan(recipe, data_name=source, budget=self.budget, settings=settings)
         identity = experiment.identity(dataset.hash, self.seed)
         if identity not in self._runs:
             path = self.root / f"{recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{identity}"
@@ -57,7 +58,7 @@ class Lab:
                 self._runs[identity] = train_run(
                     experiment,
                     dataset,
-                    source=self.source,
+                    source=source,
                     budget=self.budget,
                     settings=settings,
                     seed=self.seed,

@@ -1,0 +1,67 @@
+"""``expost reproduce``: a table or figure of a paper, measured beside published, with a page that shows it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+__all__ = ["Reproduce"]
+
+
+@dataclass
+class Reproduce:
+    """Reproduce a table or figure of a paper: measured, published and a verdict side by side. What was trained before is not trained again."""
+
+    target: Positional[str]
+    """e.g. yu2020/table1; see `expost list`"""
+    data: str = "mnist"
+    """data set name or folder, where the target needs one"""
+    budget: Literal["smoke", "cpu", "paper"] = "cpu"
+    """of the runs"""
+    seed: int = 0
+    """of everything"""
+    runs: Path = Path("runs/lab")
+    """folder of the runs"""
+    out: Path | None = None
+    """folder of report and pictures; default: runs/reproduce/TARGET-BUDGET-SEED"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        from expost.cli.commands import Failure
+        from expost.recipes.citations import CITATIONS
+        from expost.recipes.lab import Lab
+        from expost.recipes.reproduce import find_target
+        from expost.report import Section, write_page
+        from expost.report.demonstrations import save as save_demonstration
+        from expost.report.maps import save_maps
+
+        target = find_target(self.target)
+        start = time.monotonic()
+
+        def say(text: str) -> None:
+            print(f"  ... {text}", file=sys.stderr, flush=True)
+
+        lab = Lab(self.data, self.budget, self.runs, self.seed, self.device, say=say)
+        made = target.make(lab)
+        out = self.out or Path("runs/reproduce") / f"{self.target.replace('/', '-')}-{self.budget}-{self.seed}"
+        sections = [Section(table.title or target.summary, tables=[table]) for table in made.tables]
+        if made.maps:
+            save_maps(out / "maps.png", made.maps)
+            sections.append(Section("Maps", pictures=[out / "maps.png"]))
+        for demonstration in made.demonstrations:
+            picture = out / f"{demonstration.name}.png"
+            save_demonstration(picture, demonstration)
+            sections.append(Section(demonstration.title, [demonstration.claim, *demonstration.notes], [demonstration.table], [picture]))
+        command = f"expost reproduce {self.target} --data {self.data} --budget {self.budget} --seed {self.seed}"
+        sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
+        write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
+        print("\n\n".join(str(table) for table in made.tables))
+        print(f"wrote {out / 'report.html'} in {time.monotonic() - start:.0f} s", flush=True)
+        if not made.reproduced:
+            raise Failure(f"{self.target} was not reproduced at {self.budget} budget: the verdicts say where")

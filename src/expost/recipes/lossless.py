@@ -1,0 +1,81 @@
+"""Lossless compression of test images on the lab's runs: net rate beside -ELBO, other compressors and the published rates."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expost.codec import compress, decompress, general_purpose, negative_elbo
+from expost.recipes.lab import Lab
+from expost.results import Table
+from expost.seeds import seeded
+from expost.tensors import unit
+
+__all__ = ["RECIPES", "compression_table", "rates"]
+
+RECIPES = {"yu2020/bits-back": False, "yu2020/bits-back-nested": False, "yu2020/bits-back-binary": True}
+"""Recipe -> whether its images are binarised."""
+
+PUBLISHED = {
+    False: (("BB-ANS, beta-binomial VAE (Townsend et al. 2019)", 1.41), ("Bit-Swap, 2 levels (Kingma et al. 2019), net", 1.281), ("Bit-Swap, 4 levels, net", 1.270)),
+    True: (("BB-ANS (Townsend et al. 2019), stochastically binarised", 0.19),),
+}  # fmt: skip
+"""MNIST test set, bits per pixel of 784; metrics.md 4.3 says how Bit-Swap's padded figures were recomputed."""
+
+
+def images(lab: Lab, binary: bool) -> Tensor:
+    """Test images of the lab's data: all, or the first 100 at smoke budget; binarised once, by the seed."""
+    x = lab.dataset.test.x
+    x = x[:100] if lab.budget == "smoke" else x
+    if binary:
+        with seeded("binarise", lab.seed):
+            x = (torch.bernoulli(unit(x)) * 255).to(torch.uint8)
+    return x
+
+
+def rates(lab: Lab, recipe: str) -> dict[str, Any]:
+    """Net rate and so on of a recipe's run (bits/dim), and whether all images came back; kept in the run's results."""
+    run = lab.run(recipe)
+    assert run.folder is not None
+    x = images(lab, RECIPES[recipe])
+    key = f"compression of {len(x)} test images, seed {lab.seed}"
+    saved = run.folder.results().get(key)
+    if saved is None:
+        lab.say(f"compressing {len(x)} test images with {recipe}, and back")
+        compressed = compress(run.model, x, seed=lab.seed, progress=bool(lab.progress))
+        start = time.perf_counter()
+        exact = torch.equal(decompress(run.model, compressed.data, progress=bool(lab.progress)), x)
+        back = time.perf_counter() - start
+        saved = {
+            "net": compressed.net_rate, "seeded": compressed.seeded_rate, "file": compressed.file_rate, "bytes": len(compressed.data),
+            "elbo": float(negative_elbo(run.model, x, seed=lab.seed).mean()) / compressed.dims, "exact": exact, "images": len(x),
+            "compressing": len(x) / compressed.seconds, "decompressing": len(x) / back,
+        }  # fmt: skip
+        run.folder.add_results(key, saved)
+    return saved
+
+
+def compression_table(lab: Lab) -> tuple[Table, bool]:
+    """All lossless recipes against general-purpose compressors and published rates; whether every round trip was exact and within 2 %."""
+    table = Table(
+        ("what", "bits/dim", "with the seed", "-ELBO", "images/s in", "images/s out"), title=f"Lossless compression, {lab.dataset.name}"
+    )
+    good = True
+    for binary in (False, True):
+        for recipe in (r for r, b in RECIPES.items() if b == binary):
+            found = rates(lab, recipe)
+            good = good and found["exact"] and abs(found["net"] / found["elbo"] - 1) < 0.02
+            table.add(recipe, found["net"], found["seeded"], found["elbo"], found["compressing"], found["decompressing"])
+        x = images(lab, binary)
+        for name, rate in general_purpose(x).items():
+            table.add(f"{name}{', binarised' if binary else ''}", rate, None, None, None, None)
+        for name, rate in PUBLISHED[binary] if lab.dataset.name == "mnist" else ():
+            table.add(f"published: {name}", rate, None, None, None, None)
+    table.notes += [
+        f"{len(x)} test images; bits/dim is the net rate: without the seed bits, which a longer stream repays; every image decoded and compared",
+        "gzip, bz2, lzma: all images as one stream; PNG, WebP: sheets of images",
+    ]
+    return table, good

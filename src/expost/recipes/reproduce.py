@@ -1,0 +1,89 @@
+"""``expost reproduce``: tables and figures of the papers by name, measured beside published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from expost.recipes.lab import Lab
+from expost.recipes.lossless import compression_table
+from expost.recipes.plane import plane_table
+from expost.results import Table
+from expost.tutorial import DEMONSTRATIONS, Demonstration
+
+__all__ = ["TARGETS", "Reproduction", "Target", "find_target"]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What a target gives.
+
+    Attributes:
+        tables: measured beside published.
+        reproduced: whether all of it agrees.
+        maps: pictures by row and column: (H, W) in [0, 1], or RGB (3, H, W).
+        demonstrations: to be drawn one by one.
+    """
+
+    tables: list[Table]
+    reproduced: bool
+    maps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    demonstrations: list[Demonstration] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One table or figure: name, what it is, paper, and how it is made."""
+
+    name: str
+    summary: str
+    paper: str
+    make: Callable[[Lab], Reproduction]
+
+
+def _plane(number: int) -> Callable[[Lab], Reproduction]:
+    def make(lab: Lab) -> Reproduction:
+        result = plane_table(lab, number)
+        return Reproduction([result.table], result.reproduced, result.pictures)
+
+    return make
+
+
+def _demonstrations(lab: Lab) -> Reproduction:
+    made = []
+    for name, function in DEMONSTRATIONS.items():
+        lab.say(f"demonstration {name}")
+        made.append(function(lab.seed))
+    table = Table(("demonstration", "claim", "verdict"), title="004: demonstrations")
+    for demonstration in made:
+        table.add(demonstration.name, demonstration.claim, "holds" if demonstration.holds else "FAILS")
+    return Reproduction([table], all(d.holds for d in made), demonstrations=made)
+
+
+def _compression(lab: Lab) -> Reproduction:
+    table, good = compression_table(lab)
+    return Reproduction([table], good)
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target("yu2020/table1", "VAE on the three plane densities: entropy, -ELBO, NLL, maps", "yu2020", _plane(1)),
+        Target("yu2020/table2", "IWAE on the three plane densities: entropy, bound, NLL, maps", "yu2020", _plane(2)),
+        Target("yu2020/demonstrations", "rescaling, optimal variance, linear flow, noisy channel, z is no parameter, importance sampling", "yu2020", _demonstrations),
+        Target("yu2020/compression", "bits-back coding of test images beside gzip ... WebP and published rates", "yu2020", _compression),
+    )
+}  # fmt: skip
+
+
+def find_target(name: str) -> Target:
+    """The target of a name, or ``ValueError`` with close matches."""
+    import difflib
+
+    if name not in TARGETS:
+        close = difflib.get_close_matches(name, TARGETS, 1, 0.5)
+        hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(TARGETS)}"
+        raise ValueError(f'there is nothing called "{name}" to reproduce: {hint}')
+    return TARGETS[name]

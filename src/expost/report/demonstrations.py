@@ -1,0 +1,118 @@
+"""Pictures of the tutorial's demonstrations: one panel per pair of axes, lines for closed forms, points for what was trained or sampled.
+
+An axis is logarithmic where its values are positive and span enough decades (:data:`WIDE_X`, :data:`WIDE_Y`); on a logarithmic axis
+points at or below zero are left out. matplotlib is imported when first used.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from expost.files import atomic
+from expost.tutorial.base import Demonstration, Series
+
+__all__ = ["draw", "save"]
+
+WIDE_X, WIDE_Y = 15, 500
+"""Ratio of largest to smallest value from which an axis is logarithmic."""
+
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "D", "^", "v")
+
+
+def _family(series: Series) -> str:
+    """Series that differ only after the last comma of their label share a colour."""
+    return series.label.rpartition(",")[0] or series.label
+
+
+def _wide(values: list[float], ratio: float) -> bool:
+    return bool(values) and min(values) > 0 and max(values) / min(values) >= ratio
+
+
+def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
+    lines = [s for s in group if s.kind == "line"] or group
+    log_x = _wide([x for s in lines for x in s.curve.x], WIDE_X)
+    log_y = _wide([y for s in lines for y in s.curve.y], WIDE_Y)
+    drawn = {"line": 0, "points": 0}
+    for s in group:
+        colour, turn = colours[_family(s)], drawn[s.kind]
+        drawn[s.kind] += 1
+        if s.kind == "line":
+            axes.plot(s.curve.x, s.curve.y, LINES[turn % len(LINES)], color=colour, label=s.label, linewidth=1.6)
+            continue
+        kept = [i for i, y in enumerate(s.curve.y) if y > 0 or not log_y]
+        x, y = [s.curve.x[i] for i in kept], [s.curve.y[i] for i in kept]
+        error = [s.error[i] for i in kept] if s.error else None
+        if error and log_y:
+            error = [min(e, 0.9 * v) for e, v in zip(error, y, strict=True)]  # a bar to zero has no lower end here
+        axes.errorbar(
+            x,
+            y,
+            error,
+            fmt=MARKERS[turn % len(MARKERS)],
+            color=colour,
+            label=s.label,
+            markersize=5,
+            fillstyle="none",
+            elinewidth=1,
+            zorder=3,
+        )
+    axes.set_xlabel(group[0].curve.x_label)
+    axes.set_ylabel(group[0].curve.y_label)
+    if log_x:
+        axes.set_xscale("log")
+        values = [x for s in lines for x in s.curve.x]
+        if max(values) / min(values) < 100:  # under two decades matplotlib's labels run into each other
+            first, last = math.ceil(math.log2(min(values)) - 1e-9), math.floor(math.log2(max(values)) + 1e-9)
+            axes.set_xticks([2.0**i for i in range(first, last + 1)], [f"{2.0**i:g}" for i in range(first, last + 1)])
+            axes.minorticks_off()
+    if log_y:
+        axes.set_yscale("log")
+    elif all(float(y).is_integer() for s in group for y in s.curve.y):
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw(demonstration: Demonstration) -> Any:
+    """A matplotlib ``Figure`` with one panel per pair of axis labels, in the order in which the series name them.
+
+    Raises ``ValueError`` if there is nothing to draw.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str], list[Series]] = {}
+    for s in demonstration.series:
+        panels.setdefault((s.curve.x_label, s.curve.y_label), []).append(s)
+    if not panels:
+        raise ValueError(f"{demonstration.name} has no series to draw: print it instead")
+    families = dict.fromkeys(_family(s) for s in demonstration.series)
+    colours = {family: f"C{i % 10}" for i, family in enumerate(families)}
+
+    groups = list(panels.values())
+    shared = all([s.label for s in group] == [s.label for s in groups[0]] for group in groups)
+    rows = 1 if shared else max((len(group) + 1) // 2 for group in groups)
+    width = {1: 6.4, 2: 10.0}.get(len(groups), 4.0 * len(groups))
+    figure = Figure(figsize=(width, 4.3 + 0.2 * rows), dpi=150, layout="constrained")
+    every = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, group in zip(every, groups, strict=True):
+        _panel(axes, group, colours)
+        if not shared:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+    if shared:
+        handles, labels = every[0].get_legend_handles_labels()
+        columns = 2 if len(groups) == 1 else 4
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    title = fill(demonstration.title, round(10 * width))
+    figure.suptitle(title if demonstration.holds else f"{title}\n(does not hold here)", fontsize=11)
+    return figure
+
+
+def save(path: str | Path, demonstration: Demonstration) -> None:
+    """Write :func:`draw` as PNG, whole or not at all."""
+    figure = draw(demonstration)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
