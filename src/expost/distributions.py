@@ -257,7 +257,7 @@ def normalised(distribution: Distribution) -> bool:
 
 
 def check_data(p: Distribution, x: Tensor) -> None:
-    """``ValueError`` for two silent mistakes: grey levels under a Bernoulli, and data whose shape would merely broadcast to the event."""
+    """``ValueError`` for silent mistakes: grey levels under a Bernoulli, values between the levels of a discrete head, data whose shape would merely broadcast to the event."""
     if binary(p) and not bool(((x == 0) | (x == 1)).all()):
         raise ValueError(
             "a Bernoulli head needs pixels that are exactly 0 or 1: binarise the images, or use a CrossEntropy() head for grey levels"

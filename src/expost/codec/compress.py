@@ -26,7 +26,6 @@ from expost.codec.container import Container, Header, pack, unpack
 from expost.codec.layers import Coder
 from expost.codec.networks import Level, coding_copy, levels_of, one_thread, posterior_scales
 from expost.codec.stack import Shortage, Stack, seed_words
-from expost.discrete import check_levels
 from expost.distributions import base_of, check_data
 from expost.files import atomic
 from expost.hashes import state_hash
@@ -114,16 +113,17 @@ def compress(
     with one_thread():
         coding = coding_copy(model)
         levels, prior = levels_of(coding, tuple(x.shape[1:]))
-        values, symbols = _integers(levels[0], x)
+        x = x.cpu()
+        symbols = _symbols(levels[0], x)
         if steps is None:
-            steps = _automatic_steps(levels, values, symbols)
+            steps = _automatic_steps(levels, _integers(x[:128], symbols), symbols)
         if len(steps) != len(levels) or any(not s > 0 for s in steps):
             raise ValueError(f"give one positive step for each of the {len(levels)} levels, not {steps}")
         words = 16 + sum(int(torch.Size(level.latent_shape).numel()) for level in levels)
         while True:
             coder = Coder(levels, prior, steps, batch_size, span, symbols)
             try:
-                stack, blocks = _push_all(coder, values, seed_words(words, seed), progress)
+                stack, blocks = _push_all(coder, x, seed_words(words, seed), progress)
                 break
             except Shortage:
                 words *= 2
@@ -161,15 +161,14 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
                     values = coder.pop(stack, n)
                     if _checksum(values) != checksum:
                         raise ValueError(_mismatch(name, f"block {number + 1} of {header.blocks}", header))
-                    parts.append(values)
+                    parts.append(_stored(values, header.symbols, header.dtype))
                     bar.update(done := done + n)
             restored = stack.unsealed()
         except Shortage:
             raise ValueError(_mismatch(name, "the message ended early", header)) from None
     if not np.array_equal(restored, seed):
         raise ValueError(_mismatch(name, "the seed words did not come back", header))
-    values = torch.cat(parts[::-1])
-    return _stored(values, header.symbols, header.dtype)
+    return torch.cat(parts[::-1])
 
 
 def write_compressed(
@@ -217,11 +216,11 @@ def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed:
 # -- parts ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _push_all(coder: Coder, values: Tensor, words: Any, progress: bool) -> tuple[Stack, list[tuple[int, int]]]:
+def _push_all(coder: Coder, x: Tensor, words: Any, progress: bool) -> tuple[Stack, list[tuple[int, int]]]:
     stack, blocks, done, n = Stack(words, sealed=True), [], 0, 1
-    with Bar(len(values), enabled=progress, what="compressing") as bar:
-        while done < len(values):
-            block = values[done : done + n]
+    with Bar(len(x), enabled=progress, what="compressing") as bar:
+        while done < len(x):
+            block = _integers(x[done : done + n], coder.symbols)
             coder.push(stack, block)
             blocks.append((len(block), _checksum(block)))
             done += len(block)
@@ -231,24 +230,22 @@ def _push_all(coder: Coder, values: Tensor, words: Any, progress: bool) -> tuple
     return stack, blocks
 
 
-def _integers(level: Level, x: Tensor) -> tuple[Tensor, int]:
-    """Pixels as integers and the number of values, ``ValueError`` if they are not levels of the decoder's distribution."""
+def _symbols(level: Level, x: Tensor) -> int:
+    """The number of values that a pixel may have; ``ValueError`` if some pixels are not levels of the decoder's distribution."""
     if x.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"images must be uint8 or float32, not {str(x.dtype).removeprefix('torch.')}: convert them first")
     base: Any = base_of(level.decoder(torch.zeros(1, *level.latent_shape, dtype=torch.float64)))
-    x = x.cpu()
-    if isinstance(base, Bernoulli):
-        symbols = 2
-        for part in batches(x, 1000):
-            check_data(base, unit(part))
-    else:
-        symbols = base.levels
-        for part in batches(x, 1000):
-            check_levels(base, unit(part))
-    values = (unit(x) * (symbols - 1)).round().to(torch.int64)
-    if not torch.equal(_stored(values, symbols, str(x.dtype).removeprefix("torch.")), x):
-        raise ValueError(f"some pixels are not exactly one of the {symbols} levels k / {symbols - 1}: give uint8 images")
-    return values, symbols
+    symbols = 2 if isinstance(base, Bernoulli) else base.levels
+    for part in batches(x, 1000):
+        check_data(base, unit(part))
+        if not torch.equal(_stored(_integers(part, symbols), symbols, str(x.dtype).removeprefix("torch.")), part):
+            raise ValueError(f"some pixels are not exactly one of the {symbols} levels k / {symbols - 1}: give uint8 images")
+    return symbols
+
+
+def _integers(x: Tensor, symbols: int) -> Tensor:
+    """Pixels as integers 0 ... symbols - 1."""
+    return (unit(x) * (symbols - 1)).round().to(torch.int64)
 
 
 def _stored(values: Tensor, symbols: int, dtype: str) -> Tensor:

@@ -19,7 +19,7 @@ def save_maps(path: str | Path, rows: Mapping[str, Mapping[str, Tensor]], title:
     columns = list(next(iter(rows.values())))
     figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.3 * len(rows) + 0.5), dpi=130)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (name, maps) in zip(axes, rows.items(), strict=True):
+    for number, (line, (name, maps)) in enumerate(zip(axes, rows.items(), strict=True)):
         for axis, (column, picture) in zip(line, maps.items(), strict=True):
             if picture.dim() == 2:
                 axis.imshow(picture.numpy(), cmap="magma", vmin=0, vmax=1)
@@ -27,7 +27,7 @@ def save_maps(path: str | Path, rows: Mapping[str, Mapping[str, Tensor]], title:
                 axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-            if line is axes[0]:
+            if number == 0:
                 axis.set_title(column, fontsize=9)
         line[0].set_ylabel(name, fontsize=9)
     if title:
