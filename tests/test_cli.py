@@ -177,6 +177,14 @@ def test_likelihood_prints_the_conversion_and_is_kept(coder_folder: Path, capsys
     assert main(["likelihood", str(coder_folder), "--samples", "0"]) == 2
 
 
+def test_a_gaussians_density_becomes_a_bound_on_dequantised_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "g"
+    assert main(["train", "dai2019/vae-learned", *SMOKE, "--out", str(folder)]) == 0
+    assert main(["likelihood", str(folder), "--samples", "5", "--n", "9", "--dequantise"]) == 0
+    assert "+ log2(256) =" in capsys.readouterr().out
+    assert "likelihood dequantised" in json.loads((folder / "results.json").read_text())
+
+
 def test_an_unnormalised_head_has_no_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "ce"
     assert main(["train", "bozkurt2018/shallow", *SMOKE, "--out", str(folder)]) == 0

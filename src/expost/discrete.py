@@ -114,6 +114,18 @@ class Discretized(Distribution):
             return drawn.T.reshape(*shape, *pmf.shape[:-1]).to(self._like.dtype) / (self.levels - 1)
 
 
+class _LocationScale(Discretized):
+    """One location and one scale for every element."""
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, levels: int = 256, event_dims: int = 1) -> None:
+        self.loc, self.log_scale = loc, log_scale
+        super().__init__(torch.broadcast_shapes(loc.shape, log_scale.shape), levels, event_dims)
+
+    @property
+    def _like(self) -> Tensor:
+        return self.loc
+
+
 def _logistic_log_mass(k: Tensor, levels: int, loc: Tensor, log_scale: Tensor) -> Tensor:
     """log mass of bin k of a logistic with ``loc`` on the scale of k and log of its scale there; all broadcastable."""
     inverse = torch.exp(-log_scale)
@@ -129,7 +141,7 @@ def _logistic_log_mass(k: Tensor, levels: int, loc: Tensor, log_scale: Tensor) -
     return log_upper + log_lower + torch.where(first | last, 0.0, inside)
 
 
-class DiscretizedLogistic(Discretized):
+class DiscretizedLogistic(_LocationScale):
     """A logistic with mean ``loc`` (on the scale of x, [0, 1]) and scale s = e^log_scale (same scale), in bins of 1 / (L - 1).
 
     Args:
@@ -138,14 +150,6 @@ class DiscretizedLogistic(Discretized):
         levels: L.
         event_dims: how many trailing dimensions form the event.
     """
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, levels: int = 256, event_dims: int = 1) -> None:
-        self.loc, self.log_scale = loc, log_scale
-        super().__init__(torch.broadcast_shapes(loc.shape, log_scale.shape), levels, event_dims)
-
-    @property
-    def _like(self) -> Tensor:
-        return self.loc
 
     def _scaled(self) -> tuple[Tensor, Tensor]:
         return self.loc * (self.levels - 1), self.log_scale + math.log(self.levels - 1)
@@ -193,16 +197,8 @@ class DiscretizedLogisticMixture(Discretized):
         return total
 
 
-class DiscretizedGaussian(Discretized):
+class DiscretizedGaussian(_LocationScale):
     """A Gaussian with mean ``loc`` and standard deviation e^log_scale (both on the scale of x), in bins of 1 / (L - 1)."""
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, levels: int = 256, event_dims: int = 1) -> None:
-        self.loc, self.log_scale = loc, log_scale
-        super().__init__(torch.broadcast_shapes(loc.shape, log_scale.shape), levels, event_dims)
-
-    @property
-    def _like(self) -> Tensor:
-        return self.loc
 
     def log_mass(self, value: Tensor) -> Tensor:
         scale = self.levels - 1

@@ -32,6 +32,8 @@ class Likelihood:
     """temperatures of --annealed"""
     surgery: bool = False
     """also split the rate into mutual information and marginal KL"""
+    dequantise: bool = False
+    """add uniform noise to 8-bit images, (byte + u) / 256, so that a continuous head's density bounds a code length"""
     data: str | None = None
     """where the data is now, if it has moved"""
     seed: int = 0
@@ -43,7 +45,10 @@ class Likelihood:
         from expost.evaluate.annealed import annealed_bound
         from expost.evaluate.likelihood import importance_bound
         from expost.evaluate.surgery import elbo_surgery
+        from expost.objectives import ELBO, Dequantised
         from expost.recipes.runs import choose_device, load_run
+        from expost.seeds import seeded
+        from expost.tensors import unit
 
         for name in ("samples", "n", "annealed_n", "chains", "temperatures"):
             if getattr(self, name) < 1:
@@ -52,10 +57,13 @@ class Likelihood:
             choose_device(self.device)
         run = load_run(self.folder, data_name=self.data, device=self.device)
         x = run.dataset.test.x[: self.n]
+        if self.dequantise:
+            with seeded("dequantise", self.seed):
+                x = Dequantised(ELBO()).change(unit(x))
         spec = self.density or ("prior" if run.model.prior is not None else run.experiment.densities[-1])
         model = run.model.with_prior(run.density(spec))
         title = f"{run.experiment.recipe} on {run.dataset.name}, p(z): {spec}"
-        suffix = "" if spec == "prior" else f" {spec}"
+        suffix = ("" if spec == "prior" else f" {spec}") + (" dequantised" if self.dequantise else "")
 
         def keep(name: str, value: dict[str, object]) -> None:
             if run.folder is not None:
