@@ -181,7 +181,9 @@ def test_a_gaussians_density_becomes_a_bound_on_dequantised_data(tmp_path: Path,
     folder = tmp_path / "g"
     assert main(["train", "dai2019/vae-learned", *SMOKE, "--out", str(folder)]) == 0
     assert main(["likelihood", str(folder), "--samples", "5", "--n", "9", "--dequantise"]) == 0
-    assert "+ log2(256) =" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "+ log2(256) =" in out
+    assert "bits/dim of the bytes" in out
     assert "likelihood dequantised" in json.loads((folder / "results.json").read_text())
 
 
@@ -224,10 +226,46 @@ def test_compress_with_a_fitted_density_and_a_split(coder_folder: Path, tmp_path
     file = str(tmp_path / "a.xpz")
     assert main(["compress", str(coder_folder), "--density", "gmm:2", "-o", file]) == 2
     assert "has not been fitted" in capsys.readouterr().err
-    assert main(["density", str(coder_folder), "gmm:2"]) == 0
+    assert main(["density", str(coder_folder), "gmm:2@sample"]) == 0
     assert main(["compress", str(coder_folder), "--density", "gmm:2", "--n", "20", "--no-peers", "-o", file]) == 0
     assert main(["decompress", file, "-o", str(tmp_path / "a.npz"), "--run", str(coder_folder)]) == 0
     assert len(np.load(tmp_path / "a.npz")["images"]) == 20
+
+
+def test_nothing_that_exists_is_replaced_unasked(coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, file = tmp_path / "in.npz", tmp_path / "in.xpz"
+    np.savez(source, images=np.zeros((2, 8, 8), np.uint8), labels=np.arange(2))
+    before = source.read_bytes()
+    assert main(["compress", str(coder_folder), str(source), "-o", str(source)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["compress", str(coder_folder), str(source), "--no-peers", "-o", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "read as uint8 (2, 1, 8, 8), from uint8 (2, 8, 8)" in shown
+    assert "not used: labels" in shown
+    assert main(["decompress", str(file), "-o", str(source)]) == 2
+    assert source.read_bytes() == before
+    assert main(["decompress", str(file), "-o", str(source), "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"a": np.zeros((2, 8, 8), np.uint8), "b": np.zeros((2, 8, 8), np.uint8)}, "none is called images"),
+        ({"images": np.zeros((2, 9, 9), np.uint8)}, "trained on images of shape (1, 8, 8)"),
+        ({"images": np.zeros((2, 3), np.float32)}, "not images"),
+        ({}, "holds no arrays"),
+    ],
+)
+def test_files_that_are_not_the_models_images(
+    arrays: dict[str, np.ndarray], sentence: str, coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    assert main(["compress", str(coder_folder), str(tmp_path / "in.npz"), "-o", str(tmp_path / "a.xpz")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert main(["compress", str(coder_folder), str(tmp_path), "-o", str(tmp_path / "a.xpz")]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert main(["compress", str(coder_folder), "--n", "2", "-o", str(tmp_path), "--force"]) == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 def test_reproduce_compression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,6 +275,12 @@ def test_models_that_cannot_be_coded_are_refused_with_the_remedy() -> None:
         compress(model, torch.zeros(2, 1, 12, 12, dtype=torch.uint8))
     with pytest.raises(ValueError, match="exactly 0 or 1"):
         compress(MODELS["bernoulli"](), x)
+    with pytest.raises(ValueError, match="0 and 255"):
+        compress(MODELS["bernoulli"](), binary(2) // 255)
+    with pytest.raises(TypeError, match="from_numpy"):
+        compress(model, x.numpy())
+    with pytest.raises(TypeError, match="bytes"):
+        decompress(model, compress(model, x))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="larger span"):
         compress(model, x, span=3)
     with pytest.raises(ValueError, match="one positive step"):

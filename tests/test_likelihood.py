@@ -286,4 +286,4 @@ def test_the_command(tmp_path, capsys) -> None:
     with pytest.raises(ValueError, match="--samples must be at least 1"):
         Likelihood(folder, samples=0).run()
     Likelihood(folder, samples=5, n=10, density="gmm:2", device="cpu").run()
-    assert "likelihood gmm:2" in RunFolder.existing(folder).results()
+    assert "likelihood gmm:2@sample" in RunFolder.existing(folder).results()

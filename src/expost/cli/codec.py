@@ -12,31 +12,34 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from expost.autoencoder import Autoencoder
-
 __all__ = ["Compress", "Decompress"]
 
 
 @dataclass
 class Compress:
-    """Compress images without loss, with a trained model whose decoder gives pixels a probability mass."""
+    """Compress images without loss, with a trained model whose decoder gives pixels a probability mass.
+
+    Images are read as expost reads them everywhere: (n, C, H, W), uint8 where nothing is lost (k/255 and booleans too); these are what comes back.
+    """
 
     folder: Positional[Path]
     """run folder, e.g. of yu2020/bits-back"""
     images: Positional[Path | None] = None
     """images.npz or .npy; default: a split of the run's data"""
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("images.xpz")
-    """file to write"""
-    split: Literal["train", "val", "test"] = "test"
-    """of the run's data, where no images are given"""
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """file to write; default: the images' or the split's name with .xpz"""
+    split: Literal["train", "val", "test"] | None = None
+    """of the run's data, where no images are given; default: test"""
     n: int | None = None
     """only the first so many images"""
     binarise: bool = False
     """draw binary images from the grey levels first (as yu2020/bits-back-binary is trained)"""
     density: str = "prior"
-    """prior of the codes: the training prior, or a density fitted to the run that can be made discrete (gaussian, gmm:10, stage)"""
+    """prior of the codes: the training prior, or a fitted density that can be made discrete: gaussian, gmm:10 (fitted to samples), stage"""
     batch: int = 64
     """images coded together"""
+    force: bool = False
+    """replace the output if it exists"""
     verify: bool = True
     """decode the file before it gets its name"""
     peers: bool = True
@@ -51,16 +54,26 @@ class Compress:
 
         from expost.checkpoint import RunFolder
         from expost.codec import compress, general_purpose, negative_elbo, write_compressed
-        from expost.recipes.runs import load_model
+        from expost.recipes.runs import as_prior, load_model
         from expost.results import Table
 
-        model = load_model(self.folder, density=self.density, device="cpu")
-        x = self._images(model)
+        out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")
+        refuse_existing(out, self.force)
+        if self.batch < 1:
+            raise ValueError(f"--batch must be at least 1, not {self.batch}")
+        density = as_prior(self.density)
+        model = load_model(self.folder, density=density, device="cpu")
+        x = self._images()
+        shape = tuple(RunFolder.existing(self.folder).read_recipe()["data"]["shape"])
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(
+                f"the run {self.folder} was trained on images of shape {shape}, and these are {tuple(x.shape[1:])}: give others"
+            )
         show = sys.stderr.isatty()
-        origin = {"run": str(self.folder), "density": self.density}
+        origin = {"run": str(self.folder), "density": density}
         compressed = compress(model, x, batch_size=self.batch, seed=self.seed, origin=origin, progress=show)
         start = time.perf_counter()
-        write_compressed(self.out, compressed, model, x, verify=self.verify, progress=show)
+        write_compressed(out, compressed, model, x, verify=self.verify, progress=show)
         decoding = time.perf_counter() - start
         elbo = negative_elbo(model, x, seed=self.seed) / compressed.dims
         table = Table(("what", "bits/dim", "bytes"), title=f"{len(x)} images of {tuple(x.shape[1:])}, {self.folder}")
@@ -72,25 +85,32 @@ class Compress:
         speed = f"{len(x) / compressed.seconds:.1f} images/s compressing"
         if self.verify:
             speed += f", {len(x) / decoding:.1f} decompressing; read back from the file and decoded: every image exactly the same"
-        table.notes += [
-            speed,
-            f"net rate / -ELBO = {compressed.net_rate / float(elbo.mean()):.4f}; the seed is {compressed.seed_bits} bits",
-        ]
-        RunFolder.at(self.folder).add_results(
-            f"compression {self.density}", {**table.to_json(), "images_per_second": len(x) / compressed.seconds}
-        )
+        ratio = compressed.net_rate / float(elbo.mean())
+        table.notes += [speed, f"net rate / -ELBO = {ratio:.4f}; the seed is {compressed.seed_bits} bits"]
+        if abs(ratio - 1) > 0.05:
+            table.notes.append(
+                "the net rate is far from -ELBO: the images are few, or values lie so far in the tails of p(x | z) or p(z) that the coder's "
+                "least probability, 2^-24, was used: train longer, or choose a prior that fits"
+            )
         print(table)
-        print(f"wrote {self.out}, {len(compressed.data)} bytes", flush=True)
+        print(f"wrote {out}, {len(compressed.data)} bytes", flush=True)
+        if self.images is None:
+            key = f"compression of {self.split or 'test'}, {len(x)} images{', binarised' if self.binarise else ''}, {density}"
+            RunFolder.at(self.folder).add_results(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
 
-    def _images(self, model: Autoencoder) -> Tensor:
+    def _images(self) -> Tensor:
         if self.images is not None:
             from expost.data.arrays import images_of
 
-            x = images_of(self.images)
+            if self.split is not None:
+                raise ValueError(f"give images or --split, not both: {self.images} and {self.split}")
+            x, notes = images_of(self.images)
+            for note in notes:
+                print(f"note: {note}")
         else:
             from expost.recipes.runs import load_run
 
-            x = getattr(load_run(self.folder, data_name=self.data, device="cpu").dataset, self.split).x
+            x = getattr(load_run(self.folder, data_name=self.data, device="cpu").dataset, self.split or "test").x
         if self.n is not None:
             if self.n < 1:
                 raise ValueError(f"--n must be at least 1, not {self.n}")
@@ -106,14 +126,22 @@ class Compress:
         return x
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Nothing that exists is replaced unasked: it may be the only copy."""
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists: choose another name with -o, or replace it with --force")
+
+
 @dataclass
 class Decompress:
-    """Bring back the images of a compressed file, exactly."""
+    """Bring back the images of a compressed file, exactly as they were compressed."""
 
     file: Positional[Path]
     """.xpz file"""
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("images.npz")
-    """file to write: array `images`, (n, C, H, W)"""
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """file to write: array `images`, (n, C, H, W); default: the file's name with .npz"""
+    force: bool = False
+    """replace the output if it exists"""
     run_folder: Annotated[Path | None, arg(name="run")] = None
     """run folder of the model; default: the one named in the file"""
 
@@ -127,6 +155,8 @@ class Decompress:
         from expost.files import atomic
         from expost.recipes.runs import load_model
 
+        out = self.out or Path(f"{self.file.stem}.npz")
+        refuse_existing(out, self.force)
         if not self.file.is_file():
             raise ValueError(f"{self.file} does not exist: check the path")
         origin = unpack(self.file.read_bytes(), str(self.file)).header.origin
@@ -137,6 +167,6 @@ class Decompress:
         start = time.perf_counter()
         images = read_compressed(self.file, model, progress=sys.stderr.isatty())
         seconds = time.perf_counter() - start
-        with atomic(self.out) as temporary, temporary.open("wb") as file:
+        with atomic(out) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, images=images.numpy())
-        print(f"wrote {len(images)} images to {self.out} ({len(images) / seconds:.1f} images/s)", flush=True)
+        print(f"wrote {len(images)} images to {out} ({len(images) / seconds:.1f} images/s)", flush=True)

@@ -165,7 +165,7 @@ class Density:
     folder: Positional[Path]
     """run folder"""
     specs: Positional[tuple[str, ...]] = ("gmm:10",)
-    """what to fit: gaussian, gmm:10, gmm:10:diagonal, kde, flow, stage ..."""
+    """what to fit: gaussian, gmm:10, gmm:10:diagonal, kde, flow, stage ...; gmm:10@sample: to samples of the posteriors, for likelihoods"""
     data: str | None = None
     """where the data is now, if it has moved"""
     seed: int = 0

@@ -21,7 +21,7 @@ class Likelihood:
     n: int = 1000
     """test images, at most all"""
     density: str | None = None
-    """prior of the codes; default: the training prior, or the recipe's last density where there is none"""
+    """prior of the codes, fitted to samples of the posteriors; default: the training prior, or the recipe's last density where there is none"""
     annealed: bool = False
     """also annealed importance sampling on the first images, with upper and lower bounds on simulated ones"""
     annealed_n: int = 20
@@ -34,6 +34,8 @@ class Likelihood:
     """also split the rate into mutual information and marginal KL"""
     dequantise: bool = False
     """add uniform noise to 8-bit images, (byte + u) / 256, so that a continuous head's density bounds a code length"""
+    binarise: bool = False
+    """draw binary images from the grey levels first (as yu2020/bits-back-binary is trained)"""
     data: str | None = None
     """where the data is now, if it has moved"""
     seed: int = 0
@@ -42,11 +44,12 @@ class Likelihood:
     """cpu, cuda, mps"""
 
     def run(self) -> None:
+        from expost.distributions import Marginal
         from expost.evaluate.annealed import annealed_bound
         from expost.evaluate.likelihood import importance_bound
         from expost.evaluate.surgery import elbo_surgery
-        from expost.objectives import ELBO, Dequantised
-        from expost.recipes.runs import choose_device, load_run
+        from expost.objectives import ELBO, Binarised, Dequantised
+        from expost.recipes.runs import as_prior, choose_device, load_run
         from expost.seeds import seeded
         from expost.tensors import unit
 
@@ -57,22 +60,26 @@ class Likelihood:
             choose_device(self.device)
         run = load_run(self.folder, data_name=self.data, device=self.device)
         x = run.dataset.test.x[: self.n]
-        if self.dequantise:
-            with seeded("dequantise", self.seed):
-                x = Dequantised(ELBO()).change(unit(x))
-        spec = self.density or ("prior" if run.model.prior is not None else run.experiment.densities[-1])
+        if self.dequantise and self.binarise:
+            raise ValueError("images are either binary or dequantised: give --binarise or --dequantise, not both")
+        if self.dequantise or self.binarise:
+            with seeded("dequantise" if self.dequantise else "binarise", self.seed):
+                x = (Dequantised if self.dequantise else Binarised)(ELBO()).change(unit(x))
+        spec = as_prior(self.density or ("prior" if run.model.prior is not None else run.experiment.densities[-1]))
         model = run.model.with_prior(run.density(spec))
-        title = f"{run.experiment.recipe} on {run.dataset.name}, p(z): {spec}"
-        suffix = ("" if spec == "prior" else f" {spec}") + (" dequantised" if self.dequantise else "")
+        title = f"{run.experiment.recipe} on {run.dataset.name}{', dequantised' if self.dequantise else ''}, p(z): {spec}"
+        suffix = ("" if spec == "prior" else f" {spec}") + (" dequantised" if self.dequantise else " binarised" if self.binarise else "")
 
         def keep(name: str, value: dict[str, object]) -> None:
             if run.folder is not None:
                 run.folder.add_results(name + suffix, value)
 
-        bound = importance_bound(model, x, samples=self.samples, seed=self.seed)
+        bound = importance_bound(model, x, samples=self.samples, seed=self.seed, dequantised=self.dequantise)
         print(bound.table(f"Likelihood: {title}"), flush=True)
         keep("likelihood", bound.to_json())
-        if self.annealed:
+        if self.annealed and isinstance(model.latent(), Marginal):
+            print("\nno annealed bound: the prior is itself an autoencoder, whose log p(z) is only estimated", flush=True)
+        elif self.annealed:
             few = min(self.annealed_n, len(x))
             annealed = annealed_bound(
                 model, x[:few], chains=self.chains, temperatures=self.temperatures, simulated=self.annealed_n, seed=self.seed

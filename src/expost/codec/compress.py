@@ -106,8 +106,12 @@ def compress(
         ValueError: no probability masses, deterministic encoder, prior that cannot be made discrete, values that are not levels.
     """
     start = time.perf_counter()
+    if not isinstance(x, Tensor):
+        raise TypeError(f"images must be a tensor, not {type(x).__name__}: torch.from_numpy(images) makes one")
     if len(x) == 0:
         raise ValueError("there is nothing to compress: give at least one image")
+    if span < 1:
+        raise ValueError(f"span must be at least 1, not {span}")
     if not 1 <= batch_size < 2**16:
         raise ValueError(f"batch_size must lie between 1 and 65535, not {batch_size}")
     with one_thread():
@@ -144,7 +148,11 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
     Raises:
         ValueError: another model, damaged data, or a machine whose arithmetic differs: never other pixels.
     """
-    container = unpack(data, name)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"give the bytes of a compressed file, not {type(data).__name__}: compress(...).data, or read_compressed(path, model)"
+        )
+    container = unpack(bytes(data), name)
     header = container.header
     if header.model != model_name(model):
         raise ValueError(f"{name} was written with another model ({header.model}, this is {model_name(model)}): give the run that wrote it")
@@ -236,6 +244,8 @@ def _symbols(level: Level, x: Tensor) -> int:
         raise ValueError(f"images must be uint8 or float32, not {str(x.dtype).removeprefix('torch.')}: convert them first")
     base: Any = base_of(level.decoder(torch.zeros(1, *level.latent_shape, dtype=torch.float64)))
     symbols = 2 if isinstance(base, Bernoulli) else base.levels
+    if symbols == 2 and x.dtype == torch.uint8 and int(x.max()) == 1:
+        raise ValueError("binary images as uint8 are 0 and 255, and these are 0 and 1: multiply them by 255, or give floats 0 and 1")
     for part in batches(x, 1000):
         check_data(base, unit(part))
         if not torch.equal(_stored(_integers(part, symbols), symbols, str(x.dtype).removeprefix("torch.")), part):

@@ -4,7 +4,7 @@ Pushing a value of probability p makes the stack longer by -log2 p bits; popping
 sample of it, and makes the stack shorter by -log2 p. The two are exact inverses: that is what bits-back coding needs (Townsend, Bird,
 Barber 2019). The coder is constriction's (Bamler 2022): a 64-bit head, 32-bit words, probabilities in 24 bits fixed point.
 
-Three hazards are met here (measured in `../shared/facts/metrics.md`, section 4.2):
+Three hazards are met here:
 
 * Popping from an empty stack silently gives the left-most symbol. The stack starts with seed words from a fixed generator, and every pop
   that leaves fewer than 64 bits raises :class:`Shortage`; the caller starts again with more seed.

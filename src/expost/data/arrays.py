@@ -71,14 +71,26 @@ def array_source(root: Path, files: list[Path]) -> Source:
     return Source(counts, encode_labels(classes, list(counts.values()), root.name), fetch, notes=notes)
 
 
-def images_of(path: Path) -> Tensor:
-    """All images of one ``.npz`` or ``.npy`` file in their order, (n, C, H, W), parts one after the other."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: check the path")
-    x, _ = array_source(path.parent, [path]).fetch(None, Decoder())
+def images_of(path: Path) -> tuple[Tensor, list[str]]:
+    """The images of one ``.npz`` or ``.npy`` file in their order, (n, C, H, W), and notes on what was changed. ``ValueError`` if it holds
+    several arrays and none is called ``images``."""
+    if path.is_dir() or not path.is_file():
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give an .npz or .npy file of images")
+    arrays = _read(path)
+    if not arrays:
+        raise ValueError(f"{path} holds no arrays: save some with numpy.savez(path, images=...)")
+    name = next((key for key in _WHOLE if key in arrays), None) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if name is None:
+        raise ValueError(f"{path} holds several arrays ({', '.join(arrays)}) and none is called images: name the one to use images")
+    x, notes = to_data(arrays[name], f"{path}" + (f", array {name}" if name else ""))
     if x.dim() != 4:
         raise ValueError(f"{path} holds points of shape {tuple(x.shape)}, not images: give an array (n, C, H, W)")
-    return x
+    before = f"{arrays[name].dtype} {arrays[name].shape}"
+    after = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    if before != after:
+        notes.append(f"read as {after}, from {before}")
+    ignored = [key for key in arrays if key != name]
+    return x, notes + ([f"not used: {', '.join(ignored)}"] if ignored else [])
 
 
 def resize(x: Tensor, decoder: Decoder, name: str) -> Tensor:

@@ -66,6 +66,7 @@ class Likelihood:
         marks: log p_j(x) of each image for every j asked for (default k/4, k/2, k), {j: (n,) float64}.
         dims: numbers per image, D.
         mass: whether p(x | z) is a probability mass (code length) rather than a density.
+        dequantised: whether the data were 8-bit values with uniform noise, (byte + u) / 256: bits/dim then are those of the bytes.
         seed: of the noise.
         notes: sentences that the reader must know.
     """
@@ -79,6 +80,7 @@ class Likelihood:
     mass: bool
     seed: int
     notes: tuple[str, ...] = ()
+    dequantised: bool = False
 
     @property
     def n(self) -> int:
@@ -109,7 +111,7 @@ class Likelihood:
     @property
     def bits_per_dim(self) -> Result:
         """-log2 p_k(x) / D, with the conversion in its notes."""
-        return bits_per_dim(self.nll, self.dims, self.mass)
+        return bits_per_dim(self.nll, self.dims, self.mass, self.dequantised)
 
     def table(self, title: str = "") -> Table:
         table = Table(("what", "value", "error", "unit"), title=title)
@@ -117,8 +119,8 @@ class Likelihood:
         table.add(f"NLL, k = {self.samples}", -self.mean, self.error, "nats")
         for k, value in list(self.growth.items())[:-1]:
             table.add(f"NLL, k = {k}", -value, None, "nats")
-        table.add("negative ELBO", -float(self.elbo.mean()), standard_error(self.elbo), "nats")
-        table.add("bits/dim", bits.value, bits.error, "bits/dim")
+        table.add(f"negative ELBO, mean of {self.samples} samples", -float(self.elbo.mean()), standard_error(self.elbo), "nats")
+        table.add("bits/dim of the bytes" if self.dequantised and not self.mass else "bits/dim", bits.value, bits.error, "bits/dim")
         table.add("effective samples, median", float(self.effective.median()), None, f"of {self.samples}")
         table.notes += [f"n = {self.n} images, seed {self.seed}", *bits.notes]
         return table
@@ -145,6 +147,7 @@ def importance_bound(
     chunk: int | None = None,
     marks: tuple[int, ...] | None = None,
     seed: int = 0,
+    dequantised: bool = False,
     progress: bool | None = None,
 ) -> Likelihood:
     r"""The importance-weighted bound log p_k(x) of every image (see the top of this file).
@@ -157,6 +160,7 @@ def importance_bound(
         chunk: samples per image decoded together, at most :data:`BLOCK`; None chooses by memory. Changes results by rounding only.
         marks: further numbers of samples, at most k, at which the bound is kept; default k/4 and k/2.
         seed: same seed, same batch size, same numbers.
+        dequantised: the data are (byte + u) / 256 with uniform u: bits/dim are those of the bytes, 8 more than the density's.
         progress: show a bar; default: only on a terminal.
 
     Raises:
@@ -207,13 +211,13 @@ def importance_bound(
             "check the data's range and that the training did not diverge"
         )
     ess = torch.cat(effective)
-    if float(ess.median()) < min(FEW, samples):
+    if float(ess.median()) < FEW and samples >= 4 * FEW:
         notes += (
             f"the median effective sample size is {float(ess.median()):.1f} of {samples}: single samples carry the estimate, so log p(x) "
-            "may be much higher than this bound; raise samples, or use annealed_bound",
+            "may be much higher than this bound; raise samples, or use annealed importance sampling (annealed_bound, --annealed)",
         )
     return Likelihood(
-        every[-1], ess, torch.cat(elbo), samples, dict(zip(at, every, strict=True)), math.prod(x.shape[1:]), mass, seed, notes
+        every[-1], ess, torch.cat(elbo), samples, dict(zip(at, every, strict=True)), math.prod(x.shape[1:]), mass, seed, notes, dequantised
     )
 
 
@@ -283,7 +287,7 @@ def is_mass(p: Distribution) -> bool:
     return bool(getattr(base.support, "is_discrete", False)) or hasattr(base, "levels")
 
 
-def bits_per_dim(nll: Result, dims: int, mass: bool) -> Result:
+def bits_per_dim(nll: Result, dims: int, mass: bool, dequantised: bool = False) -> Result:
     """The same number as -log2 p(x) / D; the conversion goes into the notes."""
     scale = dims * math.log(2)
     value = nll.value / scale
@@ -291,10 +295,15 @@ def bits_per_dim(nll: Result, dims: int, mass: bool) -> Result:
     details: dict[str, float] = {}
     if not mass:
         details["dequantised"] = value + 8
-        notes.append(
-            "p(x) is a density, not a probability: these bits/dim are no code length and may be negative; only for 8-bit data with uniform "
-            f"noise, (byte + u) / 256, does {value:.4g} + log2(256) = {value + 8:.4g} bits/dim bound one"
-        )
+        sum_of_both = f"{value:.4g} + log2(256) = {value + 8:.4g} bits/dim"
+        if dequantised:
+            notes.append(f"8-bit data with uniform noise, (byte + u) / 256: {sum_of_both} bound the code length of the bytes")
+            value += 8
+        else:
+            notes.append(
+                "p(x) is a density, not a probability: these bits/dim are no code length and may be negative; only for 8-bit data with "
+                f"uniform noise, (byte + u) / 256, do {sum_of_both} bound one"
+            )
     error = None if nll.error is None else nll.error / scale
     return Result(nll.name.replace("NLL", "bits/dim"), value, error, nll.n, "bits/dim", (*notes, *nll.notes), details)
 

@@ -93,7 +93,10 @@ class Surgery:
         table.add("log N", self.log_n, None)
         if self.rate_exact is not None:
             table.add("rate in closed form", self.rate_exact, None)
-        table.notes += [f"N = {self.n} images, {self.samples} code(s) each, seed {self.seed}", *self.notes]
+        table.notes += [
+            f"N = {self.n} images, {self.samples} code(s) each, seed {self.seed}; estimated from these codes: what is near zero may come out negative",
+            *self.notes,
+        ]
         return table
 
     def __str__(self) -> str:

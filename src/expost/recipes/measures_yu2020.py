@@ -18,7 +18,7 @@ __all__ = ["e7", "e8", "e9", "e11", "e13"]
 
 
 def _verdict(demonstration: Demonstration) -> Verdict:
-    text = ", ".join(f"{name} {format_number(value)}" for name, value in demonstration.figures.items())
+    text = "; ".join(f"{name}: {format_number(value)}" for name, value in demonstration.figures.items())
     return Verdict(text, demonstration.holds, demonstration.figures)
 
 

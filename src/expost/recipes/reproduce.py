@@ -56,9 +56,9 @@ def _demonstrations(lab: Lab) -> Reproduction:
     for name, function in DEMONSTRATIONS.items():
         lab.say(f"demonstration {name}")
         made.append(function(lab.seed))
-    table = Table(("demonstration", "claim", "verdict"), title="004: demonstrations")
+    table = Table(("demonstration", "shows", "verdict"), title="004: demonstrations")
     for demonstration in made:
-        table.add(demonstration.name, demonstration.claim, "holds" if demonstration.holds else "FAILS")
+        table.add(demonstration.name, demonstration.title, "holds" if demonstration.holds else "FAILS")
     return Reproduction([table], all(d.holds for d in made), demonstrations=made)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from expost import data
 from expost.autoencoder import Autoencoder
 from expost.checkpoint import RunFolder, versions
-from expost.density.base import Density
+from expost.density.base import Codes, Density
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
 from expost.evaluate.protocol import Scores, score
@@ -28,7 +28,7 @@ from expost.recipes.base import BudgetName, Experiment, Recipe, Task, find
 from expost.stage import SecondStage
 from expost.train import fit
 
-__all__ = ["Run", "load_model", "load_run", "plan", "train_run"]
+__all__ = ["Run", "as_prior", "load_model", "load_run", "plan", "train_run"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class Run:
         return self.model.latents(self.dataset.train.x, at="mean")
 
     def density(self, spec: str, *, seed: int | None = None, refit: bool = False) -> Density:
-        """The density of a spec on the training codes: ``prior`` is the training prior; others are fitted, or loaded from the folder."""
+        """The density of a spec on the training codes: ``prior`` is the training prior; others are fitted, or loaded from the folder.
+
+        ``gmm:10`` is fitted to posterior means, for sampling; ``gmm:10@sample`` to one sample of every posterior, q(z), for likelihoods.
+        """
         if spec == "prior":
             if self.model.prior is None:
                 raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
@@ -65,7 +68,11 @@ class Run:
                 fresh.load_state_dict(tensors)
                 return fresh.to(self.model.device).eval()
         fresh.to(self.model.device)
-        source = self.model.posteriors(self.dataset.train.x) if isinstance(fresh, SecondStage) else self.codes
+        source: Codes
+        if isinstance(fresh, SecondStage):
+            source = self.model.posteriors(self.dataset.train.x)
+        else:
+            source = self.model.latents(self.dataset.train.x, at="sample") if spec.endswith("@sample") else self.codes
         fresh.fit(source, seed=self.seed if seed is None else seed)
         if file is not None:
             save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
@@ -100,6 +107,9 @@ def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
     """The unfitted density of a spec."""
     from expost.density import parse
 
+    spec, _, at = spec.partition("@")
+    if at not in ("", "mean", "sample"):
+        raise ValueError(f'cannot read "@{at}": a density is fitted to posterior means (no suffix), or to samples with "{spec}@sample"')
     if spec == "stage":
         return SecondStage.mlp(experiment.latent, experiment.stage_width, experiment.stage, seed=seed)
     return parse(spec, experiment.latent)
@@ -227,6 +237,11 @@ def load_run(path: str | Path, *, data_name: str | None = None, device: str | No
         raise ValueError(f"the data {dataset.name} is not what {path} was trained on (another content hash): pass the original with --data")
     experiment, model = _rebuild(folder, saved, Task(dataset.name, shape, len(dataset.train.x)), device)
     return Run(experiment, dataset, model, saved["seed"], folder)
+
+
+def as_prior(spec: str) -> str:
+    """The density to use as p(z) in a likelihood: fitted to samples of q(z | x), because a density of the means knows nothing of their noise."""
+    return spec if spec in ("prior", "stage") or "@" in spec else f"{spec}@sample"
 
 
 def load_model(path: str | Path, *, density: str = "prior", device: str | None = None) -> Autoencoder:
