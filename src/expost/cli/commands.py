@@ -179,15 +179,20 @@ class Density:
         from expost.results import Table
 
         run = _load(self.folder, self.data, self.device)
-        held_out = run.model.latents(run.dataset.val.x, at="mean")
+        codes = {"mean": (run.codes[:10_000], run.model.latents(run.dataset.val.x, at="mean"))}
         table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
         for spec in self.specs:
             start = time.perf_counter()
             density = run.density(spec, seed=self.seed, refit=True)
             seconds = time.perf_counter() - start
-            train, val = (float(density().log_prob(z[:10_000]).detach().mean()) for z in (run.codes, held_out))
+            at: Literal["mean", "sample"] = "sample" if spec.endswith("@sample") else "mean"
+            if at not in codes:
+                codes[at] = run.model.latents(run.dataset.train.x[:10_000], at=at), run.model.latents(run.dataset.val.x, at=at)
+            train, val = (float(density().log_prob(z[:10_000]).detach().mean()) for z in codes[at])
             table.add(spec, train, val, round(seconds, 2))
-        table.notes.append("mean log-likelihood of codes (posterior means); a second stage's is a lower bound")
+        table.notes.append(
+            "mean log-likelihood of codes: posterior means, or samples where the spec ends in @sample; a second stage's is a lower bound"
+        )
         if run.folder is not None:
             run.folder.add_results("densities", table.to_json())
         echo(table)
