@@ -20,7 +20,7 @@ _TEMPLATE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: .75rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid #8884; }
+th, td { padding: .25rem .55rem; text-align: left; border-bottom: 1px solid #8884; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr.best td { font-weight: 600; }
 img { max-width: 100%; height: auto; background: #fff; }
