@@ -83,7 +83,7 @@ def _runs(lab: Lab, paper: str) -> str:
 
     if paper == "004":
         wanted = [(recipe, name) for recipe in ("yu2020/vae", "yu2020/iwae") for name in plane.DENSITIES]
-        wanted += [(recipe, lab.source) for recipe in lossless.RECIPES]
+        wanted += [(recipe, lab.source) for recipe in dict.fromkeys(coder.recipe for coder in lossless.coders(lab))]
     else:
         wanted = [(row.name, lab.source) for row in (*ghosh2020.RECIPES, *dai2019.RECIPES)]
     experiments = (plan(recipe, data_name=source, budget=lab.budget) for recipe, source in wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,31 @@ from expost.results import Table
 from expost.seeds import seeded
 from expost.tensors import unit
 
-__all__ = ["RECIPES", "compression_table", "rates"]
+__all__ = ["Coder", "coders", "compression_table", "rates"]
 
-RECIPES = {"yu2020/bits-back": False, "yu2020/bits-back-nested": False, "yu2020/bits-back-binary": True}
-"""Recipe -> whether its images are binarised."""
+
+@dataclass(frozen=True)
+class Coder:
+    """A recipe, the prior of its codes, and whether its images are binarised."""
+
+    recipe: str
+    density: str = "prior"
+    binary: bool = False
+
+    def __str__(self) -> str:
+        return self.recipe if self.density == "prior" else f"{self.recipe} with {self.density} ex post"
+
+
+def coders(lab: Lab) -> tuple[Coder, ...]:
+    """What is compared. The density ex post has 50 components where there are codes enough to fit them (48 dimensions, full covariances)."""
+    ex_post = "gmm:50@sample" if len(lab.dataset.train.x) >= 20_000 else "gaussian@sample"
+    return (
+        Coder("yu2020/bits-back"),
+        Coder("yu2020/bits-back", ex_post),
+        Coder("yu2020/bits-back-nested"),
+        Coder("yu2020/bits-back-binary", binary=True),
+    )
+
 
 PUBLISHED = {
     False: (("BB-ANS, beta-binomial VAE (Townsend et al. 2019)", 1.41), ("Bit-Swap, 2 levels (Kingma et al. 2019), net", 1.281), ("Bit-Swap, 4 levels, net", 1.270)),
@@ -36,22 +58,23 @@ def images(lab: Lab, binary: bool) -> Tensor:
     return x
 
 
-def rates(lab: Lab, recipe: str) -> dict[str, Any]:
-    """Net rate and so on of a recipe's run (bits/dim), and whether all images came back; kept in the run's results."""
-    run = lab.run(recipe)
+def rates(lab: Lab, coder: Coder) -> dict[str, Any]:
+    """Net rate and so on (bits/dim), and whether all images came back; kept in the run's results."""
+    run = lab.run(coder.recipe)
     assert run.folder is not None
-    x = images(lab, RECIPES[recipe])
-    key = f"compression of {len(x)} test images, seed {lab.seed}"
+    x = images(lab, coder.binary)
+    key = f"compression of {len(x)} test images, {coder.density}, seed {lab.seed}"
     saved = run.folder.results().get(key)
     if saved is None:
-        lab.say(f"compressing {len(x)} test images with {recipe}, and back")
-        compressed = compress(run.model, x, seed=lab.seed, progress=bool(lab.progress))
+        model = run.model if coder.density == "prior" else run.model.with_prior(run.density(coder.density))
+        lab.say(f"compressing {len(x)} test images with {coder}, and back")
+        compressed = compress(model, x, seed=lab.seed, progress=bool(lab.progress))
         start = time.perf_counter()
-        exact = torch.equal(decompress(run.model, compressed.data, progress=bool(lab.progress)), x)
+        exact = torch.equal(decompress(model, compressed.data, progress=bool(lab.progress)), x)
         back = time.perf_counter() - start
         saved = {
             "net": compressed.net_rate, "seeded": compressed.seeded_rate, "file": compressed.file_rate, "bytes": len(compressed.data),
-            "elbo": float(negative_elbo(run.model, x, seed=lab.seed).mean()) / compressed.dims, "exact": exact, "images": len(x),
+            "elbo": float(negative_elbo(model, x, seed=lab.seed).mean()) / compressed.dims, "exact": exact, "images": len(x),
             "compressing": len(x) / compressed.seconds, "decompressing": len(x) / back,
         }  # fmt: skip
         run.folder.add_results(key, saved)
@@ -60,16 +83,15 @@ def rates(lab: Lab, recipe: str) -> dict[str, Any]:
 
 def compression_table(lab: Lab) -> tuple[Table, bool]:
     """All lossless recipes against general-purpose compressors and published rates; whether every round trip was exact and within 2 %."""
-    table = Table(
-        ("what", "bits/dim", "with the seed", "whole file", "-ELBO", "images/s in", "images/s out"),
-        title=f"Lossless compression, {lab.dataset.name}",
-    )
+    columns = ("what", "bits/dim", "with the seed", "whole file", "-ELBO", "images/s in", "images/s out")
+    table = Table(columns, title=f"Lossless compression, {lab.dataset.name}")
     good = True
     for binary in (False, True):
-        for recipe in (r for r, b in RECIPES.items() if b == binary):
-            found = rates(lab, recipe)
+        for coder in (c for c in coders(lab) if c.binary == binary):
+            found = rates(lab, coder)
             good = good and found["exact"] and abs(found["net"] / found["elbo"] - 1) < 0.02
-            table.add(recipe, found["net"], found["seeded"], found["file"], found["elbo"], found["compressing"], found["decompressing"])
+            speeds = round(found["compressing"], 1), round(found["decompressing"], 1)
+            table.add(str(coder), found["net"], found["seeded"], found["file"], found["elbo"], *speeds)
         x = images(lab, binary)
         for name, rate in general_purpose(x).items():
             table.add(f"{name}{', binarised' if binary else ''}", rate, None, rate, None, None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from expost.recipes.lab import Lab
-from expost.recipes.lossless import RECIPES, rates
+from expost.recipes.lossless import coders, rates
 from expost.recipes.measures import short
 from expost.recipes.plane import DENSITIES, dark_mass, likelihoods
 from expost.recipes.verdict import Verdict
@@ -87,9 +87,9 @@ def history_of(path: object) -> dict[str, list[float]]:
 def e10(lab: Lab) -> Verdict:
     figures: dict[str, float] = {}
     holds, images = True, 0
-    for recipe in RECIPES:
-        found = rates(lab, recipe)
-        figures[short(recipe)] = found["net"] / found["elbo"]
+    for coder in coders(lab):
+        found = rates(lab, coder)
+        figures[short(str(coder))] = found["net"] / found["elbo"]
         holds = holds and found["exact"] and abs(found["net"] / found["elbo"] - 1) < 0.05
         images = found["images"]
     text = f"{images} images of {lab.dataset.name} each came back exactly; net length / -ELBO: " if holds else "net length / -ELBO: "
