@@ -133,6 +133,15 @@ def test_any_number_of_images_and_batch_size(n: int) -> None:
         assert torch.equal(decompress(model, compress(model, x, batch_size=batch).data), x)
 
 
+def test_latents_far_from_the_origin_get_a_larger_span() -> None:
+    model, x = MODELS["logistic"](), grey(3)
+    with torch.no_grad():
+        model.encoder.net[-1].bias[:D] += 400.0  # type: ignore[index, union-attr, operator]
+    compressed = compress(model, x, steps=[2.0**-6])
+    assert unpack(compressed.data).header.span > 1 << 13
+    assert torch.equal(decompress(model, compressed.data), x)
+
+
 def test_the_same_input_gives_the_same_file_whatever_the_threads() -> None:
     model, x = MODELS["gmm-prior"](), grey(20)
     before = torch.get_num_threads()

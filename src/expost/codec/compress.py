@@ -23,7 +23,7 @@ from torch.distributions import Bernoulli
 
 from expost.autoencoder import Autoencoder, evaluating
 from expost.codec.container import Container, Header, pack, unpack
-from expost.codec.layers import Coder
+from expost.codec.layers import Coder, Outside
 from expost.codec.networks import Level, coding_copy, levels_of, one_thread, posterior_scales
 from expost.codec.stack import Shortage, Stack, seed_words
 from expost.distributions import base_of, check_data
@@ -88,7 +88,7 @@ def compress(
     *,
     batch_size: int = 64,
     steps: list[float] | None = None,
-    span: int = 1 << 13,
+    span: int | None = None,
     seed: int = 0,
     origin: dict[str, str] | None = None,
     progress: bool = False,
@@ -98,7 +98,7 @@ def compress(
     Args:
         batch_size: most images coded together: networks are faster on more, and the seed must cover the latents of the first few.
         steps: bin widths of every level's latents, powers of two; default: chosen from the posteriors' scales.
-        span: latents lie in -span ... span bins.
+        span: latents lie in -span ... span bins; default: 2^13, and more if that is too small.
         seed: of the seed words.
         origin: where the model came from; written into the file as a hint for whoever decodes it.
 
@@ -110,8 +110,8 @@ def compress(
         raise TypeError(f"images must be a tensor, not {type(x).__name__}: torch.from_numpy(images) makes one")
     if len(x) == 0:
         raise ValueError("there is nothing to compress: give at least one image")
-    if span < 1:
-        raise ValueError(f"span must be at least 1, not {span}")
+    if span is not None and not 1 <= span < 2**22:
+        raise ValueError(f"span must lie between 1 and 2^22, not {span}")
     if not 1 <= batch_size < 2**16:
         raise ValueError(f"batch_size must lie between 1 and 65535, not {batch_size}")
     with one_thread():
@@ -123,17 +123,22 @@ def compress(
             steps = _automatic_steps(levels, _integers(x[:128], symbols), symbols)
         if len(steps) != len(levels) or any(not s > 0 for s in steps):
             raise ValueError(f"give one positive step for each of the {len(levels)} levels, not {steps}")
+        reach = span or 1 << 13
         words = 16 + sum(int(torch.Size(level.latent_shape).numel()) for level in levels)
         while True:
-            coder = Coder(levels, prior, steps, batch_size, span, symbols)
+            coder = Coder(levels, prior, steps, batch_size, reach, symbols)
             try:
                 stack, blocks = _push_all(coder, x, seed_words(words, seed), progress)
                 break
             except Shortage:
                 words *= 2
+            except Outside:
+                if span is not None or reach >= 1 << 21:
+                    raise
+                reach *= 4
     message = stack.words()
     header = Header(
-        model_name(model), str(x.dtype).removeprefix("torch."), list(x.shape[1:]), len(x), symbols, batch_size, steps, span,
+        model_name(model), str(x.dtype).removeprefix("torch."), list(x.shape[1:]), len(x), symbols, batch_size, steps, reach,
         {"value": seed, "words": words}, len(blocks), len(message), origin or {}, _machine(),
     )  # fmt: skip
     data = pack(Container(header, blocks, message))

@@ -23,9 +23,13 @@ from expost.density.base import Density
 from expost.discrete import Discretized
 from expost.distributions import base_of
 
-__all__ = ["Coder"]
+__all__ = ["Coder", "Outside"]
 
 _ROWS = 16  # images whose tables of masses are held at once
+
+
+class Outside(ValueError):
+    """A latent lies outside the span: start again with a larger one."""
 
 
 @dataclass
@@ -71,7 +75,7 @@ class Coder:
         if depth == 0:
             self.popped = before - stack.bits
         if int(k.abs().max()) > self.span:
-            raise ValueError(
+            raise Outside(
                 f"a latent lies {float(k.abs().max()) * self.steps[depth]:.3g} from the origin, outside the coder's span: give a larger span"
             )
         self._push_likelihood(stack, depth, self._decode(depth, k), value)
