@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -30,6 +31,8 @@ class Likelihood:
     """chains per image of --annealed"""
     temperatures: int = 500
     """temperatures of --annealed"""
+    path: Literal["prior", "encoder"] = "encoder"
+    """where the path of --annealed starts: q(z | x), which is nearer where the encoder is good, or p(z)"""
     surgery: bool = False
     """also split the rate into mutual information and marginal KL"""
     dequantise: bool = False
@@ -82,7 +85,13 @@ class Likelihood:
         elif self.annealed:
             few = min(self.annealed_n, len(x))
             annealed = annealed_bound(
-                model, x[:few], chains=self.chains, temperatures=self.temperatures, simulated=self.annealed_n, seed=self.seed
+                model,
+                x[:few],
+                chains=self.chains,
+                temperatures=self.temperatures,
+                path=self.path,
+                simulated=self.annealed_n,
+                seed=self.seed,
             )
             print(f"\n{annealed.table(f'Annealed importance sampling: {title}')}", flush=True)
             print(f"importance bound of the same {few} images: {float(bound.log_prob[:few].mean()):.6g} nats", flush=True)
