@@ -16,8 +16,9 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
 from expost.distributions import Marginal
-from expost.evaluate import likelihood
-from expost.evaluate.likelihood import BLOCK, _Running, importance_bound, log_likelihood
+from expost.evaluate import streaming
+from expost.evaluate.likelihood import importance_bound, log_likelihood
+from expost.evaluate.streaming import BLOCK, Running
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 
@@ -110,14 +111,14 @@ def test_running_sums_of_known_weights() -> None:
     rows = torch.tensor(
         [[0.0, 0.0, 0.0, 900.0, -900.0, -math.inf], [0.0, -math.inf, math.log(2), 900.0, -900.0, -math.inf]], dtype=torch.float64
     )
-    running = _Running(6, torch.device("cpu"))
+    running = Running(6, torch.device("cpu"))
     for row in rows:
         running.update(row[None])
     mean = running.log_mean()
     torch.testing.assert_close(running.effective()[:5], torch.tensor([2, 1, 9 / 5, 2, 2], dtype=torch.float64))
     torch.testing.assert_close(mean[:5], torch.tensor([0, -math.log(2), math.log(1.5), 900, -900], dtype=torch.float64))
     assert float(mean[5]) == -math.inf
-    both = _Running(6, torch.device("cpu"))
+    both = Running(6, torch.device("cpu"))
     both.update(rows)
     torch.testing.assert_close(both.log_mean(), mean)
 
@@ -259,7 +260,7 @@ def test_memory_does_not_grow_with_k(monkeypatch) -> None:
     m, x, rows = model(), vectors(10), []
     decode = m.decode
     monkeypatch.setattr(m, "decode", lambda z: (rows.append(z.shape[:2].numel()), decode(z))[1])
-    monkeypatch.setitem(likelihood.ELEMENTS, "cpu", 600)
+    monkeypatch.setitem(streaming.ELEMENTS, "cpu", 600)
     bound(m, x, samples=300)
     assert max(rows) <= 600 // 6
     assert sum(rows) == 3000

@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from torch.distributions import Bernoulli, Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import IsotropicGaussian, Marginal, base_of, check_data, describe, deterministic, normalised
+from expost.evaluate.streaming import BLOCK, Running, blocks, chunks, cut
 from expost.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import seeded
@@ -42,12 +41,6 @@ from expost.tensors import check_finite, sum_event
 
 __all__ = ["Likelihood", "importance_bound", "log_likelihood"]
 
-#: Samples whose noise is drawn together. Chunks are cut inside a block, so that the chunk size changes no random number.
-BLOCK = 64
-#: Elements of one decoded chunk. On a CPU: small enough for the cache and for memory that the allocator keeps (above about 2 MB every
-#: temporary is fresh pages, and three passes over it cost as much as the matrix product that made it).
-ELEMENTS = {"cpu": 160_000}
-ELEMENTS_ELSEWHERE = 1 << 26
 #: Rows of codes times inner samples of a prior that is itself an autoencoder, evaluated at once.
 INNER_ROWS = 4096
 #: Below this median effective sample size a note is made.
@@ -181,13 +174,13 @@ def importance_bound(
         for start in range(0, len(x), batch_size):
             images = stored(model, x[start : start + batch_size])
             q = posterior(model, images)
-            running = _Running(len(images), images.device)
+            running = Running(len(images), images.device)
             at_marks = []
-            for number, block in enumerate(_blocks(samples)):
+            for number, block in enumerate(blocks(samples)):
                 with seeded("likelihood", seed, start, number):
                     z = q.sample((BLOCK,))[:block]  # a whole block even if the last is shorter: k changes no sample that came before
                     log_weights = log_prior_of(prior, z) - q.log_prob(z)
-                for row, part in _chunks(z, chunk, images):
+                for row, part in chunks(z, chunk, images):
                     p = model.decode(part)
                     if first:
                         mass, first = is_mass(p), False
@@ -195,7 +188,7 @@ def importance_bound(
                     if row == 0 and number == 0:
                         check_data(p, images)
                     log_weights[row : row + len(part)] += log_likelihood(p, images)
-                for part in _cut(log_weights, number * BLOCK, at):
+                for part in cut(log_weights, number * BLOCK, at):
                     running.update(part)
                     if running.count in at:
                         at_marks.append(running.log_mean())
@@ -320,56 +313,3 @@ def log_prior_of(prior: Distribution, z: Tensor) -> Tensor:
     flat = z.flatten(0, 1)
     parts = [prior.log_prob(part) for part in flat.split(max(1, INNER_ROWS // prior.samples))]
     return torch.cat(parts).reshape(z.shape[:2])
-
-
-# -- streaming -----------------------------------------------------------------------------------------------------------------------------
-
-
-class _Running:
-    """max, Σ w / e^max, (Σ w²) / e^2max and Σ log w of each image, over the samples seen so far; float64."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        place: Any = {"dtype": torch.float64 if device.type != "mps" else torch.float32, "device": device}
-        self.top = torch.full((n,), -math.inf, **place)
-        self.sum, self.squares, self.total = (torch.zeros(n, **place) for _ in range(3))
-        self.count = 0
-
-    def update(self, log_weights: Tensor) -> None:
-        """Take in log weights (samples, n)."""
-        new = log_weights.to(self.top.dtype)
-        top = torch.maximum(self.top, new.amax(0))
-        safe = torch.where(torch.isinf(top), torch.zeros_like(top), top)  # all weights zero so far
-        old, weights = torch.exp(self.top - safe), torch.exp(new - safe)
-        self.sum = self.sum * old + weights.sum(0)
-        self.squares = self.squares * old.square() + weights.square().sum(0)
-        self.total = self.total + new.sum(0)
-        self.top, self.count = top, self.count + len(new)
-
-    def log_mean(self) -> Tensor:
-        return self.top + self.sum.log() - math.log(self.count)
-
-    def effective(self) -> Tensor:
-        return self.sum.square() / self.squares
-
-
-def _blocks(samples: int) -> Iterator[int]:
-    """Block sizes that add up to ``samples``."""
-    for start in range(0, samples, BLOCK):
-        yield min(BLOCK, samples - start)
-
-
-def _chunks(z: Tensor, chunk: int | None, images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Slices of codes (samples, batch, d) along the samples, with where they start."""
-    if chunk is None:
-        chunk = max(1, ELEMENTS.get(images.device.type, ELEMENTS_ELSEWHERE) // images.numel())
-    at = 0
-    for part in z.split(chunk):
-        yield at, part
-        at += len(part)
-
-
-def _cut(log_weights: Tensor, start: int, marks: list[int]) -> list[Tensor]:
-    """A block's log weights, cut where the running count reaches a mark."""
-    ends = [m - start for m in marks if 0 < m - start < len(log_weights)]
-    edges = [0, *ends, len(log_weights)]
-    return [log_weights[a:b] for a, b in pairwise(edges)]
