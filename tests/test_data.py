@@ -78,17 +78,6 @@ def test_digits_are_scikit_learns() -> None:
     assert torch.equal(load("digits", max_items=5).train.x, digits.train.x[:5])
 
 
-def test_docstring_examples() -> None:
-    import doctest
-
-    from expost.data import loading, toy
-
-    for module in (loading, toy):
-        result = doctest.testmod(module)
-        assert result.attempted > 0
-        assert result.failed == 0
-
-
 def test_names_can_be_listed_and_cover_what_load_knows() -> None:
     listed = data.names()
     assert [len(entry) for entry in listed] == [3] * len(listed)
