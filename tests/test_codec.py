@@ -296,6 +296,14 @@ def test_models_that_cannot_be_coded_are_refused_with_the_remedy() -> None:
         compress(model, x, steps=[0.1, 0.1])
 
 
+def test_a_diverged_model_is_refused() -> None:
+    model = MODELS["logistic"]()
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="diverge"):
+        compress(model, grey(2))
+
+
 def test_files_are_verified_before_they_get_their_name(tmp_path, coded: tuple[Autoencoder, Tensor, bytes]) -> None:
     model, x, data = coded
     compressed = compress(model, x, batch_size=16)

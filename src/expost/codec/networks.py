@@ -60,6 +60,8 @@ class Snapped(nn.Module):
 
     def forward(self, c: Tensor) -> Tensor:
         features = (self.net(c.double()) * GRID).round() / GRID
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError("the network's outputs are not finite numbers: did its training diverge?")
         return features.float() if self.single else features
 
 
