@@ -116,13 +116,9 @@ class Compress:
                 raise ValueError(f"--n must be at least 1, not {self.n}")
             x = x[: self.n]
         if self.binarise:
-            import torch
+            from expost.objectives.noise import binarised
 
-            from expost.seeds import seeded
-            from expost.tensors import unit
-
-            with seeded("binarise", self.seed):
-                x = (torch.bernoulli(unit(x)) * 255).to(torch.uint8)
+            x = binarised(x, self.seed)
         return x
 
 
@@ -150,7 +146,7 @@ class Decompress:
 
         import numpy as np
 
-        from expost.codec import read_compressed
+        from expost.codec import decompress
         from expost.codec.container import unpack
         from expost.files import atomic
         from expost.recipes.runs import load_model
@@ -159,13 +155,14 @@ class Decompress:
         refuse_existing(out, self.force)
         if not self.file.is_file():
             raise ValueError(f"{self.file} does not exist: check the path")
-        origin = unpack(self.file.read_bytes(), str(self.file)).header.origin
+        data = self.file.read_bytes()
+        origin = unpack(data, str(self.file)).header.origin
         folder = self.run_folder or (Path(origin["run"]) if "run" in origin else None)
         if folder is None or not (folder / "recipe.json").is_file():
             raise ValueError(f"the run that wrote {self.file} is not at {folder}: give its folder with --run")
         model = load_model(folder, density=origin.get("density", "prior"), device="cpu")
         start = time.perf_counter()
-        images = read_compressed(self.file, model, progress=sys.stderr.isatty())
+        images = decompress(model, data, name=str(self.file), progress=sys.stderr.isatty())
         seconds = time.perf_counter() - start
         with atomic(out) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, images=images.numpy())

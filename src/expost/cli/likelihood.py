@@ -51,10 +51,8 @@ class Likelihood:
         from expost.evaluate.annealed import annealed_bound
         from expost.evaluate.likelihood import importance_bound
         from expost.evaluate.surgery import elbo_surgery
-        from expost.objectives import ELBO, Binarised, Dequantised
+        from expost.objectives.noise import binarised, dequantised
         from expost.recipes.runs import as_prior, choose_device, load_run
-        from expost.seeds import seeded
-        from expost.tensors import unit
 
         for name in ("samples", "n", "annealed_n", "chains", "temperatures"):
             if getattr(self, name) < 1:
@@ -65,9 +63,10 @@ class Likelihood:
         x = run.dataset.test.x[: self.n]
         if self.dequantise and self.binarise:
             raise ValueError("images are either binary or dequantised: give --binarise or --dequantise, not both")
-        if self.dequantise or self.binarise:
-            with seeded("dequantise" if self.dequantise else "binarise", self.seed):
-                x = (Dequantised if self.dequantise else Binarised)(ELBO()).change(unit(x))
+        if self.dequantise:
+            x = dequantised(x, self.seed)
+        elif self.binarise:
+            x = binarised(x, self.seed)
         spec = as_prior(self.density or ("prior" if run.model.prior is not None else run.experiment.densities[-1]))
         model = run.model.with_prior(run.density(spec))
         title = f"{run.experiment.recipe} on {run.dataset.name}{', dequantised' if self.dequantise else ''}, p(z): {spec}"

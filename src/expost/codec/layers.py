@@ -121,13 +121,8 @@ class Coder:
     def _push_posterior(self, stack: Stack, depth: int, q: Distribution, k: Tensor) -> None:
         n, step = len(k), self.steps[depth]
         if isinstance(q, MultivariateNormal):
-            chain = _Chain(q.loc[:n], q.scale_tril[:n])
-            moments = []
-            for i in range(k.shape[1]):
-                moments.append((chain.mean() / step, chain.scale() / step))
-                chain.observe(k[:, i].double() * step)
-            for i in reversed(range(k.shape[1])):
-                stack.push_window(k[:, i], *moments[i])
+            for i, mean, scale in reversed(_Chain(q.loc[:n], q.scale_tril[:n]).replay(k, step)):
+                stack.push_window(k[:, i], mean, scale)
             return
         mean, scale = gaussian_parameters(base_of(q))
         stack.push_window(k.reshape(-1), mean[:n].reshape(-1) / step, scale[:n].reshape(-1) / step)
@@ -170,13 +165,8 @@ class Coder:
             return
         several = len(self._mixture.means) > 1
         c = stack.pop_table(self._responsibilities(k)) if several else torch.zeros(len(k), dtype=torch.int64)
-        chain = self._component(c)
-        moments = []
-        for i in range(k.shape[1]):
-            moments.append((chain.mean() / step, chain.scale() / step))
-            chain.observe(k[:, i].double() * step)
-        for i in reversed(range(k.shape[1])):
-            stack.push_gaussian(k[:, i], *moments[i], self.span)
+        for i, mean, scale in reversed(self._component(c).replay(k, step)):
+            stack.push_gaussian(k[:, i], mean, scale, self.span)
         if several:
             stack.push_table(c, self._weights(len(k)))
 
@@ -226,15 +216,24 @@ class _Chain:
         total = self._mean[:, i].clone()
         for j in range(i):  # one product at a time: the same order of additions for any number of rows
             total += self._factor[:, i, j] * self._noise[:, j]
-        return (total * GRID).round() / GRID
+        self._current = (total * GRID).round() / GRID
+        return self._current
 
     def scale(self) -> Tensor:
         return self._factor[:, self._next, self._next]
 
     def observe(self, z: Tensor) -> None:
-        i = self._next
-        self._noise[:, i] = (z - self.mean()) / self.scale()
+        """The value of the coordinate whose :meth:`mean` was asked for last."""
+        self._noise[:, self._next] = (z - self._current) / self.scale()
         self._next += 1
+
+    def replay(self, k: Tensor, step: float) -> list[tuple[int, Tensor, Tensor]]:
+        """Coordinate, mean and scale in bins, of all coordinates of known values k (n, d), in the order in which they are popped."""
+        seen = []
+        for i in range(k.shape[1]):
+            seen.append((i, self.mean() / step, self.scale() / step))
+            self.observe(k[:, i].double() * step)
+        return seen
 
 
 def _standard(n: int, step: float) -> tuple[Tensor, Tensor]:

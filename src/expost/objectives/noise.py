@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player
+from expost.seeds import seeded
+from expost.tensors import unit
 
-__all__ = ["Binarised", "Dequantised"]
+__all__ = ["Binarised", "Dequantised", "binarised", "dequantised"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Dequantised(_Wrapped):
     """
 
     def change(self, x: Tensor) -> Tensor:
-        return (255 * x + torch.rand_like(x)) / 256
+        return _with_noise(x)
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,19 @@ class Binarised(_Wrapped):
 
     def change(self, x: Tensor) -> Tensor:
         return torch.bernoulli(x)
+
+
+def binarised(x: Tensor, seed: int) -> Tensor:
+    """Stored images drawn once as Bernoulli(x), uint8 0 and 255: the binary test set that belongs to :class:`Binarised`."""
+    with seeded("binarise", seed):
+        return (torch.bernoulli(unit(x)) * 255).to(torch.uint8)
+
+
+def dequantised(x: Tensor, seed: int) -> Tensor:
+    """Stored 8-bit images with uniform noise drawn once, (byte + u) / 256: the test set that belongs to :class:`Dequantised`."""
+    with seeded("dequantise", seed):
+        return _with_noise(unit(x))
+
+
+def _with_noise(x: Tensor) -> Tensor:
+    return (255 * x + torch.rand_like(x)) / 256

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,6 @@ class Lab:
         self.say(f"scoring {recipe}: {', '.join(densities)}")
         return run.score(extractor, densities=densities, n=n, notes=notes)
 
-    @property
+    @cached_property
     def dataset(self) -> data.Dataset:
         return data.load(self.source)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from expost.codec import compress, decompress, general_purpose, negative_elbo
+from expost.objectives.noise import binarised
 from expost.recipes.lab import Lab
 from expost.results import Table
-from expost.seeds import seeded
-from expost.tensors import unit
 
 __all__ = ["Coder", "coders", "compression_table", "rates"]
 
@@ -52,10 +51,7 @@ def images(lab: Lab, binary: bool) -> Tensor:
     """Test images of the lab's data: all, or the first 100 at smoke budget; binarised once, by the seed."""
     x = lab.dataset.test.x
     x = x[:100] if lab.budget == "smoke" else x
-    if binary:
-        with seeded("binarise", lab.seed):
-            x = (torch.bernoulli(unit(x)) * 255).to(torch.uint8)
-    return x
+    return binarised(x, lab.seed) if binary else x
 
 
 def rates(lab: Lab, coder: Coder) -> dict[str, Any]:
