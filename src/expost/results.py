@@ -42,6 +42,7 @@ class Result:
         unit: e.g. ``nats``, ``bits/dim``.
         notes: what the reader must know (too few samples, unnormalised head ...).
         details: further numbers by name.
+        context: what determined it: ``extractor``, ``generated``, ``reference``, ``seed``, ``version`` ...
     """
 
     name: str
@@ -51,6 +52,7 @@ class Result:
     unit: str = ""
     notes: tuple[str, ...] = ()
     details: Mapping[str, float] = field(default_factory=dict)
+    context: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __float__(self) -> float:
         return self.value
@@ -72,7 +74,12 @@ class Result:
             "unit": self.unit,
             "notes": list(self.notes),
             "details": dict(self.details),
+            "context": dict(self.context),
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Result:
+        return cls(**{**value, "notes": tuple(value["notes"])})
 
 
 @dataclass
