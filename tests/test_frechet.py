@@ -8,7 +8,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from expost.evaluate.frechet import FeatureStats, frechet_distance
+import expost.evaluate.frechet as frechet
+from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
 
 
 def normal(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -200,3 +201,74 @@ def test_bad_statistics_are_refused_in_one_sentence() -> None:
         _ = FeatureStats.from_features(torch.zeros(1, 4)).covariance
     with pytest.raises(ValueError, match="statistics of the first set"):
         frechet_distance(FeatureStats(5, torch.full((4,), float("inf")).double(), torch.eye(4).double()), stats)
+
+
+@pytest.mark.parametrize("d", [5, 300, 600])  # within a block, and over two and three of them
+def test_blocked_products_equal_plain_ones(d: int) -> None:
+    x, y = correlated(2 * d + 50, d, 210), correlated(2 * d + 90, d, 220)
+    stats = FeatureStats.from_features(x)
+    np.testing.assert_allclose(stats.covariance.numpy(), np.cov(x.numpy(), rowvar=False).reshape(d, d), rtol=1e-10, atol=1e-12)
+    assert torch.equal(stats.scatter, stats.scatter.T)
+    result = frechet_distance(x, y)
+    assert result.method == "cholesky"
+    a, b = stats.covariance, FeatureStats.from_features(y).covariance
+    lower = torch.linalg.cholesky(a)
+    plain = torch.linalg.eigvalsh(lower.T @ b @ lower).clamp(min=0).sqrt().sum()
+    assert result.covariance_term == pytest.approx(float(a.trace() + b.trace() - 2 * plain), rel=1e-10)
+
+
+def test_chunks_and_threads_change_round_off_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = correlated(900, 40, 230), correlated(900, 40, 240)
+    value = float(frechet_distance(x, y))
+    torch.set_num_threads(2)
+    try:
+        assert float(frechet_distance(x, y)) == pytest.approx(value, rel=1e-12)
+    finally:
+        torch.set_num_threads(1)
+    for name, size in (("CHUNK", 37), ("BLOCK", 7)):
+        monkeypatch.setattr(frechet, name, size)
+        assert float(frechet_distance(x, y)) == pytest.approx(value, rel=1e-12)
+
+
+def test_as_a_result() -> None:
+    distance = frechet_distance(correlated(100, 8, 250), correlated(120, 8, 260))
+    result = distance.result("FD[test@0]")
+    assert (result.name, result.value, result.n, result.notes) == ("FD[test@0]", distance.value, 100, distance.notes)
+    assert result.details["mean_term"] + result.details["covariance_term"] == distance.value
+    assert (result.details["rank"], result.context["method"]) == (8, "cholesky")
+
+
+def test_extrapolation_removes_the_bias() -> None:
+    """Two samples of one Gaussian: the distance sought is 0, the plain one is far from it."""
+    found = [extrapolated(normal(1500, 24, 300 + s), normal(1500, 24, 400 + s)) for s in range(5)]
+    plain = np.mean([f.details["all"] for f in found])
+    assert abs(np.mean([f.value for f in found])) < 0.1 * plain
+    assert all(abs(f.value) < 0.35 * f.details["all"] for f in found)
+    assert all(f.error is not None and 0 < f.error < 0.2 * f.details["all"] for f in found)
+    assert np.mean([f.details["slope"] for f in found]) / 1500 == pytest.approx(plain, rel=0.1)
+
+
+def test_extrapolation_finds_a_known_distance() -> None:
+    shift, scale = 0.3, 1.2
+    found = extrapolated(scale * normal(2000, 16, 310) + shift, normal(2000, 16, 320))
+    truth = 16 * (shift**2 + (scale - 1) ** 2)
+    assert abs(found.value - truth) < 0.5 * abs(found.details["all"] - truth) + 0.03 * truth
+
+
+def test_extrapolation_of_statistics_uneven_sets_and_order() -> None:
+    x, y = normal(600, 8, 330), normal(400, 8, 340)
+    one = extrapolated(x, y)
+    assert one.details["all"] == pytest.approx(float(frechet_distance(x, y)), rel=1e-9)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    assert extrapolated(x[order], y.flip(0)).value == one.value
+    assert extrapolated(x, y, seed=1).value != one.value
+    assert one.n == 400
+    half = extrapolated(x, FeatureStats.from_features(y))
+    assert half.details["all"] == pytest.approx(one.details["all"], rel=1e-9)
+    assert half.value > one.value
+    assert any("its own sample size remains" in note for note in half.notes)
+    assert any("no straight line" in note for note in extrapolated(normal(60, 30, 1), normal(60, 30, 2)).notes)
+    with pytest.raises(ValueError, match="at least 3 sizes and 20 rows"):
+        extrapolated(x[:10], y)
+    with pytest.raises(ValueError, match="one extractor for both"):
+        extrapolated(x, y[:, :3])

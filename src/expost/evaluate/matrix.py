@@ -1,0 +1,56 @@
+"""What every score of two feature matrices asks of its inputs, and an order of rows that does not depend on how they were stored.
+
+Features are finite floating matrices (n, d), one row per image, of one extractor for both sides. Scores that draw random subsets draw them
+from the rows in the order of their bytes (:func:`canonical_order`): a set of images has one score, whichever way its files were listed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from expost.tensors import check_finite
+
+__all__ = ["canonical_order", "feature_matrix", "feature_pair"]
+
+
+def feature_matrix(features: Tensor, dim: int | None = None, what: str = "features") -> Tensor:
+    """``features`` without their graph, if they are a finite floating matrix (n, d); otherwise ``ValueError``."""
+    if features.dim() != 2 or features.shape[1] == 0 or not features.is_floating_point():
+        raise ValueError(
+            f"{what} must be a floating-point matrix (n, d), not {features.dtype} of shape {tuple(features.shape)}: pass one row per image"
+        )
+    if dim is not None and features.shape[1] != dim:
+        raise ValueError(f"features of {features.shape[1]} dimensions cannot join statistics of {dim}: use one extractor for both")
+    if not bool(torch.isfinite(features.sum(dtype=torch.float64))):  # one pass of sums; which row it is, only when there is one
+        check_finite(features, what)
+    return features.detach()
+
+
+def feature_pair(generated: Tensor, real: Tensor, *, least: int = 2) -> tuple[Tensor, Tensor]:
+    """Both sides checked (:func:`feature_matrix`), of one dimension, with at least ``least`` rows each, on one device."""
+    first, second = feature_matrix(generated, what="features of the generated set"), feature_matrix(real, what="features of the real set")
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"features of {first.shape[1]} and of {second.shape[1]} dimensions cannot be compared: use one extractor for both sets"
+        )
+    for side, which in ((first, "generated"), (second, "real")):
+        if len(side) < least:
+            raise ValueError(f"at least {least} feature vectors are needed on each side, the {which} set has {len(side)}: pass more data")
+    return first, second.to(first.device)
+
+
+def canonical_order(features: Tensor) -> Tensor:
+    """Permutation (n,) int64 on the CPU that sorts the rows of ``features`` (n, d) by their bytes.
+
+    Two arrangements of one set of rows become the same matrix, bit for bit: the order has no meaning but that. Exact, unlike any order by
+    a computed number, whose round-off depends on the row's place.
+
+    >>> x = torch.tensor([[0.5, 1.0], [0.25, 3.0], [0.5, 0.75]])
+    >>> shuffled = x[[2, 0, 1]]
+    >>> torch.equal(x[canonical_order(x)], shuffled[canonical_order(shuffled)])
+    True
+    """
+    rows = features.detach().to("cpu", torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else None).contiguous().numpy()
+    keys = rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}").ravel()
+    return torch.from_numpy(keys.argsort(kind="stable"))
