@@ -20,13 +20,15 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
+from expost.mean_stage import PAPER as STAGE_PAPER
 from expost.objectives import ELBO, RAE, WAE, DecoderL2, GradientPenalty, Objective
 from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, smoke_training
 from expost.recipes.networks import Pair
 from expost.schedules import Plateau
+from expost.stage import CPU as STAGE_CPU
 from expost.training import Training
 
-__all__ = ["RECIPES", "WEIGHTS", "build", "latent"]
+__all__ = ["RECIPES", "STAGE_WEIGHTS", "WEIGHTS", "build", "latent", "stage_spec"]
 
 _LATENT = {"mnist": 16, "fashion_mnist": 16, "cifar10": 128, "celeba": 64, "digits": 8}
 
@@ -41,6 +43,8 @@ WEIGHTS: dict[str, dict[str, tuple[float, ...]]] = {
     "rae": {"mnist": (5e-4,), "cifar10": (0.01,), "celeba": (1e-4,)},
     "ae": {"mnist": (0.0,), "cifar10": (0.0,), "celeba": (0.0,)},
 }
+#: β₂ of 002's own two-stage variant.
+STAGE_WEIGHTS = {"mnist": 1.5e-3, "cifar10": 1e-3, "celeba": 2e-3}
 _PAPER_EPOCHS = {"mnist": 100, "cifar10": 100, "celeba": 70}
 _PAPER_LR = {"vae": 1e-4, "cv-vae": 1e-4, "wae": 1e-3}  # the others: 5e-4, CelebA 1e-3
 
@@ -107,6 +111,17 @@ def _training(model: str, budget: BudgetName, task: Task) -> Training:
     return Training(epochs=epochs, batch_size=batch, lr=lr, eps=1e-7, schedule=Plateau(patience=5, factor_each=0.5), best=True)
 
 
+def _stage(budget: BudgetName) -> tuple[Training, int]:
+    if budget == "smoke":
+        return smoke_training(), 64
+    return (STAGE_CPU if budget == "cpu" else STAGE_PAPER), 1024
+
+
+def stage_spec(task: Task) -> str:
+    """The density of 002's two-stage row: its code averages squares over dimensions, so β = d β₂ where the distortion is their sum."""
+    return f"mean-stage:{latent(task) * STAGE_WEIGHTS.get(task.data, STAGE_WEIGHTS['mnist']):.6g}"
+
+
 def _network(name: str, budget: BudgetName, task: Task) -> str:
     suffix = "+sn" if name == "rae-sn" else ""
     if budget != "paper":
@@ -126,6 +141,7 @@ def _row(model: str, summary: str, head: Callable[[], heads.Head], prior: bool, 
         network=partial(_network, model),
         densities=("prior", "gmm:10") if prior and model != "cv-vae" else ("gaussian", "gmm:10"),
         pad_to=32,
+        stage=_stage,
     )
 
 
