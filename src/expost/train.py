@@ -18,6 +18,7 @@ import math
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,9 @@ from expost.training import Training, automatic_precision
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["fit"]
+__all__ = ["Watch", "fit"]
+
+Watch = Callable[[Autoencoder], dict[str, float]]
 
 
 class _Step(nn.Module):
@@ -71,6 +74,7 @@ def fit(
     device: str | None = None,
     progress: bool | None = None,
     trackers: tuple[str, ...] = (),
+    watch: Watch | None = None,
 ) -> History:
     """Train ``model`` in place, and return the history.
 
@@ -87,6 +91,8 @@ def fit(
         device: ``"cpu"`` or None for accelerate's choice (a GPU if there is one).
         progress: show a bar; default: only on a terminal.
         trackers: names of trackers known to accelerate (``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...).
+        watch: called at every validation with the model as it would be kept (averaged weights, evaluation mode, no gradients); the numbers
+            it returns join the history's validation row. It has no influence on the training.
 
     Raises:
         ValueError: data or settings that cannot be trained on, in one sentence.
@@ -94,7 +100,7 @@ def fit(
 
     A non-finite loss does not raise: training stops, the last good weights are restored, and ``history.failed`` is true.
     """
-    return _Fit(model, objective, x, training, val, seed, out, device, trackers).run(resume, progress)
+    return _Fit(model, objective, x, training, val, seed, out, device, trackers, watch).run(resume, progress)
 
 
 class _Fit:
@@ -111,6 +117,7 @@ class _Fit:
         out: str | Path | RunFolder | None,
         device: str | None,
         trackers: tuple[str, ...],
+        watch: Watch | None,
     ) -> None:
         from accelerate import Accelerator
 
@@ -127,7 +134,7 @@ class _Fit:
         self.accelerator: Accelerator = Accelerator(
             cpu=device == "cpu", mixed_precision="no", log_with=list(trackers) or None, project_dir=str(folder.path) if folder else None
         )
-        self.trackers = trackers
+        self.trackers, self.watch = trackers, watch
         self.device, self.rank, self.world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.model, self.objective, self.training, self.seed, self.folder = model.to(self.device), objective, training, seed, folder
         for module in objective.modules().values():
@@ -339,7 +346,11 @@ class _Fit:
                     totals[name] = totals.get(name, 0.0) + float(value.mean()) * len(b)
                 seen += len(b)
         totals = {name: value / seen for name, value in totals.items()}
-        self._row("val", totals)
+        watched: dict[str, float] = {}
+        if self.watch is not None:
+            with evaluating(self.model), seeded("watch", self.seed, epoch):
+                watched = self.watch(self.model)
+        self._row("val", {**totals, **watched})
         loss_now = totals["total"]
         if isinstance(self.training.schedule, Plateau):
             self.schedule_state = self.training.schedule.after_validation(loss_now, self.schedule_state)
