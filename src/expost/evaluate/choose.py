@@ -10,6 +10,7 @@ from expost.data import Dataset
 from expost.evaluate.classifier import TrainedClassifier, default_extractor
 from expost.evaluate.features import Extractor, Pixels, RandomNetwork
 from expost.evaluate.inception import Inception2015
+from expost.evaluate.pca import PCAFeatures
 
 __all__ = ["extractor_of"]
 
@@ -26,8 +27,8 @@ def extractor_of(
     """An extractor and what must be said beside its scores.
 
     Args:
-        name: ``classifier`` (trained once on the data set; a random network where there are no labels), ``pixels``, ``random``, or
-            ``inception:WEIGHTS`` with a safetensors file or hub path.
+        name: ``classifier`` (trained once on the data set; a random network where there are no labels), ``pixels``, ``pca`` or ``pca:64``,
+            ``random``, or ``inception:WEIGHTS`` with a safetensors file or hub path.
         dataset: what is scored.
     """
     kind, _, rest = name.partition(":")
@@ -42,12 +43,22 @@ def extractor_of(
         return extractor, _about(extractor)
     if kind == "pixels":
         return Pixels(shape), ("features are raw pixels",)
+    if kind == "pca":
+        pca = PCAFeatures.of(dataset.train.x, whole(rest or "64", "pca"))
+        return pca, (f"{pca.dim} principal components, {100 * pca.explained:.1f} % of the variance of pixels",)
     if kind == "random":
         return RandomNetwork(shape).calibrated(dataset.train.x), ("features of an untrained network",)
     if kind == "inception":
         inception = Inception2015.load(rest or None)
         return inception, (f"Inception 2015-12-05, weights {inception.sha256[:12]}",)
-    raise ValueError(f'there is no extractor "{name}": choose classifier, pixels, random, or inception:WEIGHTS.safetensors')
+    raise ValueError(f'there is no extractor "{name}": choose classifier, pixels, pca:64, random, or inception:WEIGHTS.safetensors')
+
+
+def whole(text: str, what: str) -> int:
+    """A positive whole number after a colon, e.g. of ``pca:64``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f'cannot read "{what}:{text}": write {what}:64, a number of dimensions')
+    return int(text)
 
 
 def _about(extractor: Extractor) -> tuple[str, ...]:

@@ -6,6 +6,9 @@ extractor, at the same n, give it a scale:
 * **floor**: one random half of the real images against the other. No generator can be expected below it at this n.
 * **ceiling**: the pixels of each real image of one half shuffled, against the other half. Every image keeps its histogram of colours and
   loses all structure; a model near the ceiling has learned colours only.
+
+For metrics that look for copies a scale has more marks, :func:`control_sets`: images that no model has seen, training images themselves, and
+training images moved by a pixel, which are copies to the eye and not to the pixel.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from expost.evaluate.features import Extractor, extract
 from expost.evaluate.frechet import FrechetDistance, frechet_distance
 from expost.seeds import generator, permutation
 
-__all__ = ["Controls", "ceiling", "controls", "floor", "shuffle_pixels"]
+__all__ = ["CONTROLS", "Controls", "ceiling", "control_sets", "controls", "floor", "jitter", "shuffle_pixels"]
+
+CONTROLS = ("held-out images", "training images", "jittered training images", "shuffled pixels")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,30 @@ def shuffle_pixels(x: Tensor, *, seed: int = 0) -> Tensor:
     order = torch.stack([torch.randperm(height * width, generator=draws) for _ in range(n)]) if n else torch.empty(0, height * width).long()
     flat = x.reshape(n, channels, -1)
     return flat.gather(2, order.to(x.device)[:, None].expand_as(flat)).reshape(x.shape)
+
+
+def jitter(x: Tensor, *, seed: int = 0) -> Tensor:
+    """Every image (C, H, W) moved by one pixel in one of eight directions; the border's pixels are repeated."""
+    n, _, height, width = x.shape
+    steps = torch.tensor([(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)])
+    drawn = steps[torch.randint(8, (n,), generator=generator("jitter", seed))].to(x.device)
+    rows = (torch.arange(height, device=x.device) + drawn[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + drawn[:, 1:]).clamp(0, width - 1)
+    moved = x.gather(2, rows[:, None, :, None].expand_as(x))
+    return moved.gather(3, columns[:, None, None, :].expand_as(x))
+
+
+def control_sets(held_out: Tensor, train: Tensor, n: int, *, seed: int = 0) -> dict[str, Tensor]:
+    """What stands beside generated images: at most n images each, by the names of :data:`CONTROLS`.
+
+    Args:
+        held_out: real images that are neither the reference nor the training set (validation images).
+        train: training images, of which n are drawn at random.
+    """
+    drawn = train[permutation(len(train), "control images", seed)[:n]]
+    fresh = held_out[:n]
+    sets = (fresh, drawn, jitter(drawn, seed=seed), shuffle_pixels(fresh, seed=seed))
+    return dict(zip(CONTROLS, sets, strict=True))
 
 
 def floor(

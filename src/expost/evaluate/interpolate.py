@@ -11,12 +11,19 @@ from torch import Tensor
 
 from expost.seeds import permutation
 
-__all__ = ["lerp", "pairs", "slerp"]
+__all__ = ["lerp", "lerp_to_mean_norm", "pairs", "slerp"]
 
 
 def lerp(t: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
     """(1 - t) a + t b."""
     return (1 - t) * a + t * b
+
+
+def lerp_to_mean_norm(t: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
+    """(1 - t) a + t b, rescaled to the norm (1 - t) ‖a‖ + t ‖b‖ (002's "norm-corrected" line); zero stays zero."""
+    straight = lerp(t, a, b)
+    norm = lerp(t, a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True))
+    return straight * (norm / straight.norm(dim=-1, keepdim=True).clamp_min(1e-30))
 
 
 def slerp(t: Tensor | float, a: Tensor, b: Tensor) -> Tensor:

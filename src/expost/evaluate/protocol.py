@@ -1,17 +1,26 @@
 """How good are reconstructions, samples and interpolations? One protocol for every model (Ghosh et al. 2020, section 5).
 
-* reconstruction: FD of reconstructed validation images against the test set, and the mean squared error per pixel on the test set.
-* samples: FD of n samples, from the training prior or a density fitted ex post, against the test set.
-* interpolation: FD of decoded spherical midpoints of random pairs of validation codes against the test set.
+* reconstruction: reconstructed validation images against the test set, and the mean squared error per pixel on the test set.
+* samples: n samples, from the training prior or a density fitted ex post, against the test set.
+* interpolation: decoded midpoints of random pairs of validation codes: on the sphere, on the line, and on the line but rescaled to the mean
+  norm of the two ends.
+* A density that is itself an autoencoder whose codes can be reached (002's mean-stage) adds reconstructions and interpolations through both
+  stages, as 002's table has them.
 
-Beside them stand a floor (real images against real images) and a ceiling (images with shuffled pixels), without which no FD means anything.
-All sets have the same size n, because FD is biased in n.
+Beside them stand controls, without which no such number means anything: held-out real images, training images, training images moved by a
+pixel, and images with shuffled pixels. All sets have the same size n, because a Fréchet distance is biased in n.
+
+002's repository differs from its text in places, and 001's too; :class:`~expost.evaluate.quirks.Quirks` has them as flags, all off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache as remembered
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,50 +28,102 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
-from expost.evaluate.controls import controls
-from expost.evaluate.features import Extractor, cached_features, extract
-from expost.evaluate.frechet import FeatureStats, frechet_distance
-from expost.evaluate.interpolate import pairs, slerp
-from expost.results import Table
+from expost.evaluate import clusters, controls, feature_likelihood, frechet, interpolate, kernel, memorisation, neighbours, prd, suite
+from expost.evaluate.controls import CONTROLS, control_sets
+from expost.evaluate.features import Extractor
+from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
+from expost.evaluate.quirks import Quirks
+from expost.evaluate.sets import Generated, ImageSet, InMemory, Mapped, set_features
+from expost.evaluate.suite import COPYING, QUALITY, Reference, check_groups, measure
+from expost.files import cache_folder, read_json, write_json
+from expost.hashes import content_hash
+from expost.identity import code_hash
+from expost.results import Result, Table
 from expost.tensors import batches, unit
 
-__all__ = ["Scores", "score"]
+__all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "metrics_code", "score"]
+
+INTERPOLATIONS = ("spherical", "linear", "norm-corrected")
+#: The groups of metrics that 002's tables need.
+DEFAULT: tuple[str, ...] = ("fd", "prd")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Fréchet distances of one model under one extractor.
+    """All metrics of one model under one extractor.
 
     Attributes:
-        label: e.g. ``FD[classifier-mnist@1a2b3c]``.
-        values: row name -> FD: ``reconstruction``, ``samples <density>``, ``interpolation``, ``floor``, ``ceiling``.
+        label: of the Fréchet distance, e.g. ``FD[classifier-mnist@1a2b3c]``.
+        rows: row -> metric -> result: ``reconstruction``, ``samples <density>``, ``interpolation`` (spherical), and the controls.
+        groups: the groups of metrics that were measured.
         mse: mean squared error per pixel of test reconstructions.
         n: images on each side.
-        seed: of samples and pairs.
-        notes: about the extractor and sample sizes.
+        seed: of samples, pairs, subsets.
+        notes: about the extractor, sample sizes, quirks.
+        code: of the metrics, see :func:`metrics_code`.
     """
 
     label: str
-    values: dict[str, float]
+    rows: dict[str, dict[str, Result]]
+    groups: tuple[str, ...]
     mse: float
     n: int
     seed: int
     notes: tuple[str, ...] = field(default=())
+    code: str = ""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Row -> Fréchet distance."""
+        return self.of("FD")
+
+    def of(self, metric: str) -> dict[str, float]:
+        """Row -> one metric, where it was measured."""
+        return {row: results[metric].value for row, results in self.rows.items() if metric in results}
 
     def table(self, title: str = "") -> Table:
-        table = Table(
-            ("what", self.label, "MSE per pixel"), title=title, notes=[f"n = {self.n} images on each side, seed {self.seed}", *self.notes]
-        )
-        for name, value in self.values.items():
-            table.add(name, value, self.mse if name == "reconstruction" else None)
+        """How near the sets are to the test set; the last four rows are controls."""
+        found = [m for m in QUALITY if any(m in results for results in self.rows.values())]
+        columns = ("what", *(self.label if m == "FD" else m for m in found), "MSE per pixel")
+        notes = [f"n = {self.n} images on each side, seed {self.seed}; reference: test images", *self.notes]
+        if "F8" in found:
+            notes.append("F8 weighs recall, F1/8 precision; rows below the samples are real images, as controls")
+        table = Table(columns, title=title, notes=notes)
+        for row, results in self.rows.items():
+            table.add(row, *(_cell(results.get(m)) for m in found), self.mse if row == "reconstruction" else None)
         return table
 
+    def memorisation(self, title: str = "") -> Table | None:
+        """Generated images, held-out ones and copies side by side, or None where there were no training features."""
+        found = [m for m in COPYING if any(m in results for results in self.rows.values())]
+        if not found:
+            return None
+        notes = [
+            "copies show as AuthPct near 0 %, C_T far below 0, NN ratio near 100 %, copy distance near 0; judge the model's rows by the controls: "
+            "none of these metrics separates copying from other faults alone"
+        ]
+        table = Table(("what", *found), title=title, notes=notes)
+        for row, results in self.rows.items():
+            table.add(row, *(_cell(results.get(m)) for m in found))
+        return table
+
+    def tables(self, title: str = "") -> list[Table]:
+        second = self.memorisation("Memorisation: " + title if title else "Memorisation")
+        return [self.table(title)] + ([second] if second is not None else [])
+
     def to_json(self) -> dict[str, Any]:
-        return {"label": self.label, "values": self.values, "mse": self.mse, "n": self.n, "seed": self.seed, "notes": list(self.notes)}
+        rows = {row: {metric: result.to_json() for metric, result in results.items()} for row, results in self.rows.items()}
+        return {
+            "label": self.label, "rows": rows, "groups": list(self.groups), "mse": self.mse, "n": self.n, "seed": self.seed, "notes": list(self.notes),
+            "code": self.code,
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scores:
-        return cls(value["label"], dict(value["values"]), value["mse"], value["n"], value["seed"], tuple(value["notes"]))
+        rows = {row: {m: Result.from_json(r) for m, r in results.items()} for row, results in value["rows"].items()}
+        return cls(
+            value["label"], rows, tuple(value["groups"]), value["mse"], value["n"], value["seed"], tuple(value["notes"]), value["code"]
+        )
 
 
 def score(
@@ -72,8 +133,14 @@ def score(
     extractor: Extractor,
     densities: Mapping[str, Density],
     *,
+    train: Tensor | None = None,
+    groups: Iterable[str] = DEFAULT,
+    interpolations: Iterable[str] = ("spherical",),
     n: int = 10_000,
     seed: int = 0,
+    quirks: Quirks | None = None,
+    name: str = "test images",
+    cache: str | Path | None = None,
     notes: tuple[str, ...] = (),
 ) -> Scores:
     """Score a trained model.
@@ -84,25 +151,90 @@ def score(
         test: test images: the reference of every distance.
         extractor: features.
         densities: name -> density of codes, each a row ``samples <name>``.
+        train: training images, for controls and for metrics of memorisation; without them the controls are drawn from ``val``.
+        groups: of metrics, see :mod:`expost.evaluate.suite`.
+        interpolations: which midpoints, among :data:`INTERPOLATIONS`.
         n: images per set, at most the size of the smaller split.
+        quirks: departures of the papers' code from their text; none by default.
+        name: of the reference set.
+        cache: folder of cached features and controls; the user's by default.
     """
+    chosen, quirks = check_groups(groups), quirks or Quirks()
+    unknown = sorted(set(interpolations) - set(INTERPOLATIONS))
+    if unknown:
+        raise ValueError(f'there is no interpolation "{unknown[0]}": choose among {", ".join(INTERPOLATIONS)}')
     n = min(n, len(val), len(test))
     if n < 2:
         raise ValueError("scoring needs at least two validation and two test images")
-    reference = FeatureStats.from_features(cached_features(extractor, test[:n], device=model.device))
+    held_out, val = val, quirks.validation(val, train)
+    device = model.device
+    real = quirks.reference(test, val=held_out, train=train)[:n]
+    reference = Reference.of(extractor, quirks.real(real), train, name=name, cache=cache, device=device)
+    rows: dict[str, dict[str, Result]] = {}
 
-    def distance(images: Tensor) -> float:
-        return float(frechet_distance(extract(extractor, images.clamp(0, 1), device=model.device), reference))
+    def add(row: str, images: Tensor | ImageSet) -> None:
+        images = InMemory(images) if isinstance(images, Tensor) else images
+        shown = Mapped(images, lambda x: quirks.generated(x.clamp(0, 1)), row)
+        features = set_features(extractor, shown, device=device)
+        rows[row] = measure(features, reference, name=row, groups=chosen, seed=seed)
 
-    values = {"reconstruction": distance(model.reconstruct(val[:n]))}
-    for name, density in densities.items():
-        values[f"samples {name}"] = distance(model.with_prior(density).generate(n, seed=seed))
-    codes = model.latents(val[:n], at="mean")
-    first, second = pairs(len(codes), n, seed)
-    values["interpolation"] = distance(model.decode_points(slerp(0.5, codes[first], codes[second])))
-    real = controls(extractor, torch.cat([val, test]), n=n, seed=seed, device=model.device)
-    values["floor"], values["ceiling"] = float(real.floor), float(real.ceiling)
-    return Scores(extractor.label, values, _mse(model, test), n, seed, (*notes, *real.floor.notes))
+    def midpoints(of: Autoencoder, suffix: str) -> None:
+        codes = of.latents(val[:n], at="mean")
+        first, second = pairs(len(codes), n, seed)
+        for kind in interpolations:
+            a, b = codes[first], codes[second]
+            middle = {"spherical": slerp, "linear": lerp, "norm-corrected": lerp_to_mean_norm}[kind](0.5, a, b)
+            add("interpolation" + ("" if kind == "spherical" else f" {kind}") + suffix, of.decode_points(middle))
+
+    add("reconstruction", quirks.reconstruct(model, val[:n], seed=seed))
+    for spec, density in densities.items():
+        add(f"samples {spec}", Generated(model.with_prior(density), n, seed))
+    midpoints(model, "")
+    for spec, density in densities.items():
+        joined = getattr(density, "joined", None)
+        if joined is not None:
+            both = joined(model)
+            add(f"reconstruction through {spec}", quirks.reconstruct(both, val[:n], seed=seed))
+            midpoints(both, f" through {spec}")
+    rows |= _controls(extractor, reference, held_out, held_out if train is None else train, n, chosen, seed, cache, device)
+    every = (*notes, *quirks.describe(), *rows["reconstruction"]["FD"].notes) if "fd" in chosen else (*notes, *quirks.describe())
+    return Scores(extractor.label, rows, chosen, _mse(model, test), n, seed, tuple(dict.fromkeys(every)), metrics_code())
+
+
+def _controls(
+    extractor: Extractor,
+    reference: Reference,
+    val: Tensor,
+    train: Tensor,
+    n: int,
+    groups: tuple[str, ...],
+    seed: int,
+    cache: str | Path | None,
+    device: torch.device,
+) -> dict[str, dict[str, Result]]:
+    """Metrics of the control sets; they depend on real data only and are kept on disk, under all that determines them."""
+    sets = control_sets(val, train, n, seed=seed)
+    parts = [extractor.identity, reference.key, *groups, n, seed, *(content_hash(sets[c]) for c in CONTROLS), metrics_code()]
+    path = cache_folder("controls", root=cache) / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.json"
+    if path.is_file():
+        saved = read_json(path, "cached controls")
+        return {row: {m: Result.from_json(r) for m, r in results.items()} for row, results in saved.items()}
+    made = {}
+    for row, images in sets.items():
+        features = set_features(extractor, images, device=device)
+        made[f"control: {row}"] = measure(features, reference, name=row, groups=groups, seed=seed)
+    write_json(path, {row: {m: r.to_json() for m, r in results.items()} for row, results in made.items()})
+    return made
+
+
+@remembered
+def metrics_code() -> str:
+    """Names the code of all metrics: cached scores and controls never outlive a change of it."""
+    return code_hash(clusters, controls, feature_likelihood, frechet, interpolate, kernel, memorisation, neighbours, prd, suite)
+
+
+def _cell(result: Result | None) -> float | None:
+    return None if result is None else result.value
 
 
 def _mse(model: Autoencoder, x: Tensor) -> float:

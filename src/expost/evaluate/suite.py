@@ -1,0 +1,210 @@
+"""The suite: features of generated and of real data in, every metric out, each with what determined it.
+
+:class:`Reference` is the real side. What depends on real data alone (features, moments, distances between real images) is computed once per
+extractor and kept on disk under the content hash of the images. :func:`measure` compares one set of generated features with it:
+
+| group | metrics |
+|---|---|
+| ``fd`` | FD with both terms; FD∞, its extrapolation to infinitely many images |
+| ``kid`` | KID, over all pairs of rows: no subsets, hence no noise of drawing them |
+| ``prd`` | F8 (recall) and F1/8 (precision) of the precision-recall curve of distributions |
+| ``neighbours`` | improved precision and recall, density, coverage |
+| ``memorisation`` | authenticity (AuthPct), data-copying C_T, nearest-neighbour ratio, copy distance |
+| ``fld`` | feature-likelihood divergence and its generalisation gap |
+
+FD∞, PRD, C_T and FLD draw subsets, starts of k-means and halves by the seed; rounding of features (another batch size) or another order of the
+images moves them within their stated errors. The other metrics are functions of the two sets, and agree to 1e-4 of their value.
+
+Every result's ``context`` names extractor, both sets, their sizes, the seed and the version of expost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expost.evaluate.feature_likelihood import feature_likelihood
+from expost.evaluate.features import Extractor, cached_features
+from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
+from expost.evaluate.kernel import kernel_distance
+from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
+from expost.evaluate.neighbours import RealNeighbours, nearest, neighbour_panel
+from expost.evaluate.prd import prd
+from expost.files import cache_folder, load_tensors, save_tensors
+from expost.hashes import content_hash, file_name
+from expost.results import Result
+from expost.seeds import permutation
+
+__all__ = ["COPYING", "GROUPS", "QUALITY", "Reference", "check_groups", "measure", "placed"]
+
+GROUPS = ("fd", "kid", "prd", "neighbours", "memorisation", "fld")
+#: Columns of the table of quality and of the table of memorisation.
+QUALITY = ("FD", "FD∞", "KID", "F8", "F1/8", "precision", "recall", "density", "coverage")
+COPYING = ("AuthPct", "C_T", "NN ratio", "copy distance", "FLD", "FLD gap")
+MEMORY = 256 << 20
+#: FD∞ is fifteen distances: cheap for small features, minutes for Inception's.
+EXTRAPOLATED_UP_TO = 512
+#: Part of the cache key of distances between real images: raise it when their definition changes.
+VERSION = 1
+
+
+def check_groups(groups: Iterable[str]) -> tuple[str, ...]:
+    """``groups`` in the order of :data:`GROUPS`; ``ValueError`` names what exists."""
+    wanted = set(groups)
+    unknown = sorted(wanted - set(GROUPS))
+    if unknown:
+        raise ValueError(f'there is no group of metrics "{unknown[0]}": choose among {", ".join(GROUPS)}')
+    return tuple(g for g in GROUPS if g in wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The real side of comparisons under one extractor. Made by :meth:`of`.
+
+    Attributes:
+        extractor: its identity, ``name@hash``.
+        label: what its Fréchet distance is called.
+        name: of the reference set, e.g. ``mnist test``.
+        test: features (n, d) float32 of the reference images.
+        train: features of the training images, or None: then nothing can be said about memorisation.
+        cache: folder for distances between real images, or None for the user's.
+    """
+
+    extractor: str
+    label: str
+    name: str
+    test: Tensor
+    train: Tensor | None = None
+    cache: str | Path | None = None
+    memory: int = MEMORY
+    _cells: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        extractor: Extractor,
+        test: Tensor,
+        train: Tensor | None = None,
+        *,
+        name: str = "real",
+        cache: str | Path | None = None,
+        device: torch.device | str | None = None,
+        memory: int = MEMORY,
+    ) -> Reference:
+        """From images: ``test`` (n, C, H, W) is compared with, ``train`` is what the model has seen."""
+        real = cached_features(extractor, test, cache=cache, device=device)
+        seen = None if train is None else cached_features(extractor, train, cache=cache, device=device)
+        return cls(extractor.identity, extractor.label, name, real, seen, cache, memory)
+
+    @cached_property
+    def stats(self) -> FeatureStats:
+        """Moments of the reference features."""
+        return FeatureStats.from_features(self.test)
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the real features, under which everything computed from them is filed."""
+        return content_hash(self.test, self.test[:0] if self.train is None else self.train)
+
+    @cached_property
+    def neighbours(self) -> RealNeighbours:
+        """Distances among real images: from the cache, or computed now and kept."""
+        name = hashlib.sha256(f"{self.key} {VERSION}".encode()).hexdigest()[:16]
+        path = cache_folder("neighbours", root=self.cache) / file_name(self.extractor.replace("@", "-"), name)
+        facts = {"real": self.key, "version": VERSION}
+        if path.is_file():
+            tensors, found = load_tensors(path, "cached distances between real images")
+            if found == facts:
+                return RealNeighbours.from_tensors(tensors)
+        made = RealNeighbours.of(self.test, self.train, memory=self.memory)
+        save_tensors(path, made.tensors(), facts)
+        return made
+
+    def cells(self, seed: int) -> Tensor:
+        """Centres of the cells of C_T, k-means of the training features."""
+        assert self.train is not None
+        if seed not in self._cells:
+            self._cells[seed] = cells_of(self.train, seed=seed, memory=self.memory)
+        return self._cells[seed]
+
+
+def measure(
+    generated: Tensor,
+    reference: Reference,
+    *,
+    name: str,
+    groups: Iterable[str] = GROUPS,
+    seed: int = 0,
+) -> dict[str, Result]:
+    """All metrics of the asked groups for one set of generated features.
+
+    Args:
+        generated: features (m, d), by the reference's extractor.
+        reference: the real side.
+        name: what was generated, for the context, e.g. ``samples gmm:10``.
+        groups: among :data:`GROUPS`; ``memorisation`` and ``fld`` need training features and are left out without them.
+        seed: of subsets, k-means and partitions.
+
+    Returns:
+        metric -> result, with the names of :data:`QUALITY` and :data:`COPYING`.
+    """
+    chosen = check_groups(groups)
+    found: dict[str, Result] = {}
+    if "fd" in chosen:
+        distance = frechet_distance(generated, reference.stats)
+        found["FD"] = distance.result(reference.label)
+        if generated.shape[1] <= EXTRAPOLATED_UP_TO and min(len(generated), len(reference.test)) >= 4 * generated.shape[1]:
+            found["FD∞"] = extrapolated(generated, reference.test, seed=seed)
+    if "kid" in chosen:
+        found["KID"] = kernel_distance(generated, reference.test, subsets=None, memory=reference.memory)
+    if "prd" in chosen:
+        n = min(len(generated), len(reference.test))
+        curve = prd(_subset(generated, n, seed), _subset(reference.test, n, seed), seed=seed)
+        found |= {"F8": curve.f8, "F1/8": curve.f1_8}
+    if "neighbours" in chosen:
+        panel = neighbour_panel(generated, reference.test, real_radii=reference.neighbours.radii, memory=reference.memory)
+        found |= panel.results()
+    if reference.train is not None:
+        if "memorisation" in chosen:
+            found |= _memorisation(generated, reference, reference.train, seed)
+        if "fld" in chosen:
+            likelihood = feature_likelihood(generated, reference.test, reference.train, seed=seed, memory=reference.memory)
+            found |= {"FLD": likelihood.fld, "FLD gap": likelihood.gap}
+    trained = 0 if reference.train is None else len(reference.train)
+    sizes = (len(generated), len(reference.test), trained)
+    return {metric: placed(result, reference.extractor, name, reference.name, sizes, seed) for metric, result in found.items()}
+
+
+def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: int) -> dict[str, Result]:
+    real, test, memory = reference.neighbours, reference.test, reference.memory
+    near = nearest(generated, train, 2, memory=memory)
+    both: dict[str, Any] = {"nearest_train": near, "test_nearest": real.test_to_train, "memory": memory}
+    return {
+        "AuthPct": authenticity(generated, train, nearest_train=near, train_nearest=real.train_nearest, memory=memory),
+        "C_T": data_copying(generated, test, train, seed=seed, centres=reference.cells(seed), **both),
+        "NN ratio": nearest_neighbour_ratio(generated, train, nearest_train=near, memory=memory),
+        "copy distance": copy_distance(generated, test, train, **both),
+    }
+
+
+def _subset(features: Tensor, n: int, seed: int) -> Tensor:
+    return features if len(features) == n else features[permutation(len(features), "equal sizes", seed)[:n]]
+
+
+def placed(result: Result, extractor: str, generated: str, reference: str, sizes: tuple[int, int, int], seed: int) -> Result:
+    """A result with its context: extractor, sets, their sizes (generated, reference, training images), seed, version."""
+    from expost import __version__
+
+    context: dict[str, str | int | float] = {
+        "extractor": extractor, "generated": generated, "reference": reference, "n generated": sizes[0], "n reference": sizes[1],
+        "n train": sizes[2], "seed": seed, "version": __version__,
+    }  # fmt: skip
+    return dataclasses.replace(result, context={**result.context, **context})

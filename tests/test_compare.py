@@ -1,0 +1,85 @@
+"""Any two sets of images: folders, numpy files, data sets; read part by part, cached by content, one sentence for what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from expost.cli import main
+from expost.evaluate.compare import compare, image_set
+from expost.evaluate.features import Pixels, extract
+from expost.evaluate.frechet import frechet_distance
+from expost.report import grid, save_picture
+from toys import pictures
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> dict[str, Path]:
+    made = {name: pictures(n, seed=seed) for name, n, seed in (("a", 60, 1), ("b", 60, 2), ("train", 80, 3))}
+    for name, x in made.items():
+        np.save(tmp_path / f"{name}.npy", x.numpy())
+    folder = tmp_path / "folder"
+    for i, image in enumerate(made["a"]):
+        save_picture(folder / f"{i:03d}.png", grid(image[None]))
+    return {name: tmp_path / f"{name}.npy" for name in made} | {"folder": folder}
+
+
+def test_numbers_are_those_of_features_in_memory(sets: dict[str, Path], tmp_path: Path) -> None:
+    found = compare(str(sets["a"]), str(sets["b"]), str(sets["train"]), extractor="pixels", cache=tmp_path)
+    a, b = (torch.from_numpy(np.load(sets[s])) for s in "ab")
+    by_hand = frechet_distance(extract(Pixels((1, 8, 8)), a), extract(Pixels((1, 8, 8)), b))
+    assert found["FD"].value == pytest.approx(by_hand.value, rel=1e-9)
+    assert {"precision", "AuthPct", "F8"} <= found.keys()
+    assert found["FD"].context["reference"] == "b.npy"
+
+
+def test_moments_alone_give_the_same_distance(sets: dict[str, Path], tmp_path: Path) -> None:
+    whole = compare(str(sets["a"]), str(sets["b"]), extractor="random", groups=("fd", "kid"), cache=tmp_path)
+    streamed = compare(str(sets["a"]), str(sets["b"]), extractor="random", groups=("fd",), cache=tmp_path)
+    assert list(streamed) == ["FD"]
+    assert streamed["FD"].value == pytest.approx(whole["FD"].value, rel=1e-6)
+    assert streamed["FD"].context["n generated"] == 60
+
+
+def test_features_are_cached_by_content(sets: dict[str, Path], tmp_path: Path) -> None:
+    arguments = {"extractor": "pixels", "groups": ("kid",), "cache": tmp_path}
+    first = compare(str(sets["a"]), str(sets["b"]), **arguments)  # type: ignore[arg-type]
+    files = sorted((tmp_path / "features").iterdir())
+    assert len(files) == 2
+    assert compare(str(sets["a"]), str(sets["b"]), **arguments)["KID"] == first["KID"]  # type: ignore[arg-type]
+    np.save(sets["a"], 255 - np.load(sets["a"]))  # the same name, other images
+    assert compare(str(sets["a"]), str(sets["b"]), **arguments)["KID"].value != first["KID"].value  # type: ignore[arg-type]
+    assert len(sorted((tmp_path / "features").iterdir())) == 3
+
+
+def test_first_images_and_data_sets_by_name(sets: dict[str, Path]) -> None:
+    few = image_set(str(sets["a"]), n=7)
+    assert len(few) == 7
+    assert torch.equal(few.read(2, 5), image_set(str(sets["a"])).read(2, 5))
+    assert image_set("digits").shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="at least 1"):
+        image_set(str(sets["a"]), n=0)
+
+
+def test_command_line(sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    out = tmp_path / "result.json"
+    arguments = ["compare", str(sets["a"]), str(sets["b"]), "--train", str(sets["train"]), "--extractor", "pca:8", "--out", str(out)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    for name in ("FD[pca-8@", "KID", "F8", "precision", "coverage", "AuthPct", "C_T", "seed 0", "version"):
+        assert name in text
+    assert json.loads(out.read_text())["FD"]["context"]["extractor"].startswith("pca-8@")
+    # pictures of a folder: colour as they were saved, so grey arrays do not fit
+    assert main(["compare", str(sets["folder"]), str(sets["b"])]) == 2
+    error = capsys.readouterr().err
+    assert "resize one of them" in error
+    assert error.count("\n") == 1
+    assert main(["compare", str(sets["folder"]), str(sets["folder"]), "--extractor", "pixels", "--metrics", "fd"]) == 0
+    assert main(["compare", str(sets["a"]), "/nowhere/b.npy"]) == 2
+    assert main(["compare", str(sets["a"]), str(sets["b"]), "--extractor", "inceptoin"]) == 2
+    assert "there is no extractor" in capsys.readouterr().err
