@@ -91,7 +91,17 @@ def test_density_sample_evaluate_cite(run_folder: Path, tmp_path: Path, capsys: 
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["evaluate", folder, "--extractor", "pixels", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    for row in ("reconstruction", "samples gaussian", "samples gmm:10", "interpolation", "floor", "ceiling", "FD[pixels"):
+    for row in (
+        "reconstruction",
+        "samples gaussian",
+        "samples gmm:10",
+        "interpolation",
+        "control: held-out images",
+        "control: shuffled pixels",
+        "FD[pixels",
+        "AuthPct",
+        "coverage",
+    ):
         assert row in out
     assert main(["cite", folder]) == 0
     cited = capsys.readouterr().out

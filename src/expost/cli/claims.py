@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from expost.evaluate.protocol import metrics_code
 from expost.files import read_json, write_json
+from expost.identity import code_hash
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
 from expost.recipes.runs import plan
@@ -63,17 +66,19 @@ def check_claims(
 
 
 def _key(claim: Claim, lab: Lab, runs: Callable[[str], str]) -> str:
-    """Content: the measures' code, version, budget and seed; where runs are used, also ``runs(paper)``, the names of their content."""
+    """Content: the measures' code, version, budget and seed; where the lab is used, also the metrics' code and ``runs(paper)``."""
     from expost import __version__
 
     assert claim.measure is not None
     module = inspect.getmodule(claim.measure)
     assert module is not None
-    parts = [claim.id, __version__, lab.budget, str(lab.seed), inspect.getsource(module)]
-    if any(
-        call in inspect.getsource(claim.measure) for call in ("lab.scores", "lab.run", "column(", "likelihoods(", "dark_mass(", "rates(")
-    ):
-        parts.append(runs(claim.paper))
+    helpers = {inspect.getmodule(value) for value in vars(module).values() if inspect.isfunction(value)}
+    own = [m for m in helpers if m is not None and m.__name__.startswith("expost.recipes.")]
+    code = code_hash(*sorted({module, *own}, key=lambda m: m.__name__))
+    parts = [claim.id, __version__, lab.budget, str(lab.seed), code]
+    body = inspect.getsource(claim.measure).partition(":\n")[2]
+    if re.search(r"\blab\b(?!\.seed)", body):  # more than its seed: runs and their scores
+        parts += [metrics_code(), runs(claim.paper)]
     return f"{claim.id}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 

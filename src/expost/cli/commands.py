@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from expost.cli.codec import Compress, Decompress
+from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
 from expost.cli.reproduce import Reproduce
 
@@ -62,7 +63,7 @@ class List:
         for entry in names():
             sets.add(*entry)
         densities = Table(("density",), title="Densities: expost density RUN SPEC ...")
-        for spec in (*SPECS, "stage"):
+        for spec in (*SPECS, "stage", "mean-stage"):
             if (spec,) not in densities.rows:
                 densities.add(spec)
         networks = Table(("network", "what"), title="Networks: --set network=NAME")
@@ -150,7 +151,7 @@ class Train:
         echo(f"wrote {folder}")
 
 
-def _load(folder: Path, data: str | None, device: str | None) -> Run:
+def load(folder: Path, data: str | None, device: str | None) -> Run:
     from expost.recipes.runs import choose_device, load_run
 
     if device is not None:
@@ -178,7 +179,7 @@ class Density:
 
         from expost.results import Table
 
-        run = _load(self.folder, self.data, self.device)
+        run = load(self.folder, self.data, self.device)
         codes = {"mean": (run.codes[:10_000], run.model.latents(run.dataset.val.x, at="mean"))}
         table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
         for spec in self.specs:
@@ -188,10 +189,14 @@ class Density:
             at: Literal["mean", "sample"] = "sample" if spec.endswith("@sample") else "mean"
             if at not in codes:
                 codes[at] = run.model.latents(run.dataset.train.x[:10_000], at=at), run.model.latents(run.dataset.val.x, at=at)
+            if spec.startswith("mean-stage"):
+                table.add(spec, None, None, round(seconds, 2))
+                continue
             train, val = (float(density().log_prob(z[:10_000]).detach().mean()) for z in codes[at])
             table.add(spec, train, val, round(seconds, 2))
         table.notes.append(
-            "mean log-likelihood of codes: posterior means, or samples where the spec ends in @sample; a second stage's is a lower bound"
+            "mean log-likelihood of codes: posterior means, or samples where the spec ends in @sample; a second stage's is a lower bound, "
+            "a mean-stage has none"
         )
         if run.folder is not None:
             run.folder.add_results("densities", table.to_json())
@@ -227,7 +232,7 @@ class Sample:
 
         if self.out is None and self.grid is None:
             raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
-        run = _load(self.folder, self.data, self.device)
+        run = load(self.folder, self.data, self.device)
         spec = self.density or run.experiment.densities[-1]
         images = run.model.with_prior(run.density(spec)).generate(self.n, seed=self.seed).clamp(0, 1).cpu()
         if self.out is not None:
@@ -237,42 +242,6 @@ class Sample:
         if self.grid is not None:
             save_picture(self.grid, grid(images[:100], scale=max(1, 64 // images.shape[-1])))
             echo(f"wrote a picture of {min(100, len(images))} samples to {self.grid}")
-
-
-@dataclass
-class Evaluate:
-    """Score a trained run: Frechet distances of reconstructions, samples of every density, and interpolations."""
-
-    folder: Positional[Path]
-    """run folder"""
-    density: tuple[str, ...] = ()
-    """densities to sample from; default: the recipe's"""
-    n: int = 10_000
-    """images on each side, at most the test set's size"""
-    extractor: str = "classifier"
-    """classifier (trained once on the data), pixels, random, or inception:WEIGHTS.safetensors"""
-    data: str | None = None
-    """where the data is now, if it has moved"""
-    seed: int = 0
-    """seed of samples and pairs"""
-    device: str | None = None
-    """cpu, cuda, mps"""
-
-    def run(self) -> None:
-        from expost.evaluate.choose import extractor_of
-        from expost.report import save_panels
-
-        run = _load(self.folder, self.data, self.device)
-        extractor, notes = extractor_of(self.extractor, run.dataset)
-        specs = self.density or run.experiment.densities
-        scores = run.score(extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes)
-        echo(scores.table(f"{run.experiment.recipe} on {run.dataset.name}"))
-        rows = {"test images": run.dataset.test.x[:16].cpu(), "reconstructions": run.model.reconstruct(run.dataset.test.x[:16]).cpu()}
-        for spec in specs:
-            rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
-        picture = self.folder / "samples.png"
-        save_panels(picture, rows)
-        echo(f"wrote {picture}")
 
 
 @dataclass
@@ -331,6 +300,7 @@ COMMANDS: dict[str, Any] = {
     "density": Density,
     "sample": Sample,
     "evaluate": Evaluate,
+    "compare": Compare,
     "likelihood": Likelihood,
     "compress": Compress,
     "decompress": Decompress,

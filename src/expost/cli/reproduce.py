@@ -19,8 +19,8 @@ class Reproduce:
 
     target: Positional[str]
     """e.g. yu2020/table1; see `expost list`"""
-    data: str = "mnist"
-    """data set name or folder, where the target needs one"""
+    data: str | None = None
+    """data set name or folder, where the target needs one; default: the target's"""
     budget: Literal["smoke", "cpu", "paper"] = "cpu"
     """of the runs"""
     seed: int = 0
@@ -37,7 +37,7 @@ class Reproduce:
         from expost.recipes.citations import CITATIONS
         from expost.recipes.lab import Lab
         from expost.recipes.reproduce import find_target
-        from expost.report import Section, write_page
+        from expost.report import Section, save_panels, write_page
         from expost.report.demonstrations import save as save_demonstration
         from expost.report.maps import save_maps
 
@@ -47,21 +47,26 @@ class Reproduce:
         def say(text: str) -> None:
             print(f"  ... {text}", file=sys.stderr, flush=True)
 
-        lab = Lab(self.data, self.budget, self.runs, self.seed, self.device, say=say)
+        data = self.data or target.data
+        lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say)
         made = target.make(lab)
         out = self.out or Path("runs/reproduce") / f"{self.target.replace('/', '-')}-{self.budget}-{self.seed}"
         sections = [Section(table.title or target.summary, tables=[table]) for table in made.tables]
         if made.maps:
             save_maps(out / "maps.png", made.maps)
             sections.append(Section("Maps", pictures=[out / "maps.png"]))
+        for strips in made.strips:
+            picture = out / f"{strips.name}.png"
+            save_panels(picture, strips.rows, strips.columns)
+            sections.append(Section(strips.title, [strips.caption], pictures=[picture]))
         for demonstration in made.demonstrations:
             picture = out / f"{demonstration.name}.png"
             save_demonstration(picture, demonstration)
             sections.append(Section(demonstration.title, [demonstration.claim, *demonstration.notes], [demonstration.table], [picture]))
-        command = f"expost reproduce {self.target} --data {self.data} --budget {self.budget} --seed {self.seed}"
+        command = f"expost reproduce {self.target} --data {data} --budget {self.budget} --seed {self.seed}"
         sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
         write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
-        print("\n\n".join(str(table) for table in made.tables))
+        print("\n\n".join([*map(str, made.tables), *map(str, made.demonstrations)]))
         print(f"wrote {out / 'report.html'} in {time.monotonic() - start:.0f} s", flush=True)
         if not made.reproduced:
             raise Failure(f"{self.target} was not reproduced at {self.budget} budget: the verdicts say where")

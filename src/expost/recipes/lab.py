@@ -13,9 +13,11 @@ from typing import Any
 
 from expost import data
 from expost.evaluate.choose import extractor_of
-from expost.evaluate.protocol import Scores
+from expost.evaluate.features import Extractor
+from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, metrics_code
 from expost.recipes.base import BudgetName
 from expost.recipes.runs import Run, load_run, plan, train_run
+from expost.train import Watch
 
 __all__ = ["Lab"]
 
@@ -44,9 +46,13 @@ class Lab:
     progress: bool | None = None
     say: Callable[[str], None] = silent
     _runs: dict[str, Run] = field(default_factory=dict, repr=False)
+    _extractors: dict[str, tuple[Extractor, tuple[str, ...]]] = field(default_factory=dict, repr=False)
 
-    def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None) -> Run:
-        """The trained run of a recipe: from memory, from its folder, or trained now; on the lab's data unless ``source`` names other."""
+    def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None, watch: Watch | None = None) -> Run:
+        """The trained run of a recipe: from memory, from its folder, or trained now; on the lab's data unless ``source`` names other.
+
+        ``watch`` is asked at every validation, and only if the run is trained now.
+        """
         source = source or self.source
         experiment, dataset = plan(recipe, data_name=source, budget=self.budget, settings=settings)
         identity = experiment.identity(dataset.hash, self.seed)
@@ -67,20 +73,38 @@ class Lab:
                     resume=(path / "recipe.json").is_file(),
                     device=self.device,
                     progress=self.progress,
+                    watch=watch,
                 )
         return self._runs[identity]
 
-    def scores(self, recipe: str, densities: tuple[str, ...], n: int = 10_000) -> Scores:
-        """Scores of a recipe's run for these densities, computed once per extractor."""
-        run = self.run(recipe)
+    def scores(
+        self,
+        recipe: str,
+        densities: tuple[str, ...],
+        n: int = 10_000,
+        *,
+        settings: dict[str, Any] | None = None,
+        groups: tuple[str, ...] = DEFAULT,
+    ) -> Scores:
+        """Scores of a recipe's run for these densities and groups of metrics; measured once per extractor and version of the metrics' code."""
+        run = self.run(recipe, settings)
         assert run.folder is not None
-        extractor, notes = extractor_of("classifier", run.dataset)
-        saved = run.folder.results().get(extractor.label)
-        wanted = {f"samples {d}" for d in densities}
-        if saved is not None and wanted <= saved["values"].keys() and saved["n"] == min(n, len(run.dataset.val.x), len(run.dataset.test.x)):
-            return Scores.from_json(saved)
+        extractor, notes = self.extractor(run.dataset)
+        saved = run.folder.results().get(extractor.label, {})
+        known = saved.get("code") == metrics_code() and saved["n"] == min(n, len(run.dataset.val.x), len(run.dataset.test.x))
+        if known:
+            if {f"samples {d}" for d in densities} <= saved["rows"].keys() and set(groups) <= set(saved["groups"]):
+                return Scores.from_json(saved)
+            before = (row.removeprefix("samples ") for row in saved["rows"] if row.startswith("samples "))
+            densities, groups = tuple(dict.fromkeys((*before, *densities))), tuple(dict.fromkeys((*saved["groups"], *groups)))
         self.say(f"scoring {recipe}: {', '.join(densities)}")
-        return run.score(extractor, densities=densities, n=n, notes=notes)
+        return run.score(extractor, densities=densities, n=n, notes=notes, groups=groups, interpolations=INTERPOLATIONS)
+
+    def extractor(self, dataset: data.Dataset) -> tuple[Extractor, tuple[str, ...]]:
+        """The extractor of a data set's scores, and what must be said about it."""
+        if dataset.hash not in self._extractors:
+            self._extractors[dataset.hash] = extractor_of("classifier", dataset)
+        return self._extractors[dataset.hash]
 
     @cached_property
     def dataset(self) -> data.Dataset:

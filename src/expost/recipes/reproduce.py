@@ -7,9 +7,21 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from expost.recipes.figures_ghosh2020 import (
+    Strips,
+    copies_table,
+    figure3_left,
+    figure3_right,
+    interpolations,
+    neighbours,
+    reconstructions,
+    samples,
+)
 from expost.recipes.lab import Lab
 from expost.recipes.lossless import compression_table
 from expost.recipes.plane import plane_table
+from expost.recipes.table_dai2019 import table1 as dai2019_table1
+from expost.recipes.table_ghosh2020 import table1, table2
 from expost.results import Table
 from expost.tutorial import DEMONSTRATIONS, Demonstration
 
@@ -24,23 +36,26 @@ class Reproduction:
         tables: measured beside published.
         reproduced: whether all of it agrees.
         maps: pictures by row and column: (H, W) in [0, 1], or RGB (3, H, W).
+        strips: pictures of labelled strips of images.
         demonstrations: to be drawn one by one.
     """
 
     tables: list[Table]
     reproduced: bool
     maps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    strips: list[Strips] = field(default_factory=list)
     demonstrations: list[Demonstration] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One table or figure: name, what it is, paper, and how it is made."""
+    """One table or figure: name, what it is, paper, how it is made, and on which data by default."""
 
     name: str
     summary: str
     paper: str
     make: Callable[[Lab], Reproduction]
+    data: str = "mnist"
 
 
 def _plane(number: int) -> Callable[[Lab], Reproduction]:
@@ -62,6 +77,24 @@ def _demonstrations(lab: Lab) -> Reproduction:
     return Reproduction([table], all(d.holds for d in made), demonstrations=made)
 
 
+def _table(make: Callable[[Lab], tuple[list[Table], bool]]) -> Callable[[Lab], Reproduction]:
+    return lambda lab: Reproduction(*make(lab))
+
+
+def _strips(*make: Callable[[Lab], Strips]) -> Callable[[Lab], Reproduction]:
+    return lambda lab: Reproduction([], True, strips=[m(lab) for m in make])
+
+
+def _copies(lab: Lab) -> Reproduction:
+    table, good = copies_table(lab)
+    return Reproduction([table], good, strips=[neighbours(lab)])
+
+
+def _sweeps(lab: Lab) -> Reproduction:
+    made = [figure3_left(lab), figure3_right(lab)]
+    return Reproduction([], all(d.holds for d in made), demonstrations=made)
+
+
 def _compression(lab: Lab) -> Reproduction:
     table, good = compression_table(lab)
     return Reproduction([table], good)
@@ -70,6 +103,13 @@ def _compression(lab: Lab) -> Reproduction:
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
+        Target("ghosh2020/table1", "FD of reconstructions, samples (N, GMM-10) and midpoints, nine models", "ghosh2020", _table(table1)),
+        Target("ghosh2020/table2", "precision and recall (PRD) of samples from N and GMM-10, eight models", "ghosh2020", _table(table2)),
+        Target("ghosh2020/figure3", "FD while training for k latent samples; FD against the KL weight", "ghosh2020", _sweeps),
+        Target("ghosh2020/figure4", "reconstructions, samples and interpolations, nine models", "ghosh2020", _strips(reconstructions, samples, interpolations)),
+        Target("ghosh2020/figure5", "the same on CIFAR-10", "ghosh2020", _strips(reconstructions, samples, interpolations), "cifar10"),
+        Target("ghosh2020/figure6", "samples and their nearest training images in pixels; are they copies?", "ghosh2020", _copies),
+        Target("dai2019/table1", "FD of samples: cross-entropy, fixed and learned variance, two-stage", "dai2019", _table(dai2019_table1)),
         Target("yu2020/table1", "VAE on the three plane densities: entropy, -ELBO, NLL, maps", "yu2020", _plane(1)),
         Target("yu2020/table2", "IWAE on the three plane densities: entropy, bound, NLL, maps", "yu2020", _plane(2)),
         Target("yu2020/demonstrations", "rescaling, optimal variance, linear flow, noisy channel, z is no parameter, importance sampling", "yu2020", _demonstrations),

@@ -20,13 +20,15 @@ from expost.checkpoint import RunFolder, versions
 from expost.density.base import Codes, Density
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
-from expost.evaluate.protocol import Scores, score
+from expost.evaluate.protocol import DEFAULT, Scores, score
+from expost.evaluate.quirks import Quirks
 from expost.files import load_tensors, save_tensors
 from expost.history import History
 from expost.identity import stable_repr
+from expost.mean_stage import MeanStage
 from expost.recipes.base import BudgetName, Experiment, Recipe, Task, find
 from expost.stage import SecondStage
-from expost.train import fit
+from expost.train import Watch, fit
 
 __all__ = ["Run", "as_prior", "load_model", "load_run", "plan", "train_run"]
 
@@ -89,16 +91,26 @@ class Run:
         n: int = 10_000,
         seed: int = 0,
         notes: tuple[str, ...] = (),
+        groups: tuple[str, ...] = DEFAULT,
+        interpolations: tuple[str, ...] = ("spherical",),
+        quirks: Quirks | None = None,
     ) -> Scores:
-        """Fréchet distances of reconstructions, samples per density, interpolations; kept in the folder's results.json."""
+        """Scores of reconstructions, samples per density, interpolations, as :func:`expost.evaluate.protocol.score` defines them.
+
+        Kept in the folder's results.json, unless they have quirks.
+        """
         if len(self.experiment.task.shape) != 3:
             raise ValueError("Fréchet distances are for images: this run was trained on points")
         if extractor is None:
             extractor, notes = extractor_of("classifier", self.dataset)
         specs = self.experiment.densities if densities is None else densities
         fitted = {spec: self.density(spec) for spec in specs}
-        scores = score(self.model, self.dataset.val.x, self.dataset.test.x, extractor, fitted, n=n, seed=seed, notes=notes)
-        if self.folder is not None:
+        splits = self.dataset
+        scores = score(
+            self.model, splits.val.x, splits.test.x, extractor, fitted, train=splits.train.x, n=n, seed=seed, notes=notes,
+            groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
+        )  # fmt: skip
+        if self.folder is not None and (quirks is None or not quirks.active):
             self.folder.add_results(scores.label, scores.to_json())
         return scores
 
@@ -112,6 +124,13 @@ def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
         raise ValueError(f'cannot read "@{at}": a density is fitted to posterior means (no suffix), or to samples with "{spec}@sample"')
     if spec == "stage":
         return SecondStage.mlp(experiment.latent, experiment.stage_width, experiment.stage, seed=seed)
+    name, _, weight = spec.partition(":")
+    if name == "mean-stage":
+        try:
+            beta = float(weight or 1.5e-3 * experiment.latent)  # 002's weight for MNIST
+        except ValueError:
+            raise ValueError(f'cannot read the density "{spec}": write mean-stage or mean-stage:0.024, the weight of its KL term') from None
+        return MeanStage(experiment.latent, beta, experiment.stage_width, experiment.stage, seed=seed)
     return parse(spec, experiment.latent)
 
 
@@ -150,11 +169,13 @@ def train_run(
     device: str | None = None,
     progress: bool | None = None,
     trackers: tuple[str, ...] = (),
+    watch: Watch | None = None,
 ) -> Run:
     """Train an experiment; with ``out`` the run folder records everything needed to load, resume and repeat it.
 
     Args:
         source: the data's name or path, as the user gave it.
+        watch: measured at every validation, see :func:`expost.fit`.
     """
     folder = RunFolder.at(out) if out is not None else None
     if folder is not None:
@@ -194,6 +215,7 @@ def train_run(
         device=device,
         progress=progress,
         trackers=trackers,
+        watch=watch,
     )
     if folder is not None:
         folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})

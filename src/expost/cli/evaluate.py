@@ -1,0 +1,116 @@
+"""``expost evaluate``: every metric of a trained run under one protocol; ``expost compare``: of any two sets of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+__all__ = ["Compare", "Evaluate"]
+
+
+@dataclass
+class Evaluate:
+    """Score a trained run: reconstructions, samples of every density and interpolations against the test set, with controls."""
+
+    folder: Positional[Path]
+    """run folder"""
+    density: tuple[str, ...] = ()
+    """densities to sample from; default: the recipe's"""
+    metrics: tuple[str, ...] = ("fd", "kid", "prd", "neighbours", "memorisation")
+    """groups of metrics: fd, kid, prd, neighbours (precision, recall, density, coverage), memorisation, fld"""
+    interpolation: tuple[str, ...] = ("spherical",)
+    """midpoints: spherical, linear, norm-corrected"""
+    n: int = 10_000
+    """images on each side, at most the test set's size"""
+    extractor: str = "classifier"
+    """classifier (trained once on the data), pixels, pca:64, random, or inception:WEIGHTS.safetensors"""
+    quirks: str = ""
+    """what the papers' code did beside its text, e.g. stretch,jpeg=75,first-channel; such scores are printed, not kept"""
+    data: str | None = None
+    """where the data is now, if it has moved"""
+    seed: int = 0
+    """seed of samples, pairs, subsets"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        from expost.cli.commands import echo, load
+        from expost.evaluate.choose import extractor_of
+        from expost.evaluate.quirks import Quirks
+        from expost.evaluate.suite import check_groups
+        from expost.files import write_json
+        from expost.report import save_panels
+
+        groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
+        run = load(self.folder, self.data, self.device)
+        extractor, notes = extractor_of(self.extractor, run.dataset)
+        specs = self.density or run.experiment.densities
+        scores = run.score(
+            extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes, groups=groups, interpolations=self.interpolation, quirks=quirks
+        )  # fmt: skip
+        for table in scores.tables(f"{run.experiment.recipe} on {run.dataset.name}"):
+            echo(f"{table}\n")
+        if quirks.active:
+            echo(f"scores with quirks ({quirks}) are not kept in {self.folder}")
+            return
+        write_json(self.folder / "scores.json", scores.to_json())
+        rows = {"test images": run.dataset.test.x[:16].cpu(), "reconstructions": run.model.reconstruct(run.dataset.test.x[:16]).cpu()}
+        for spec in specs:
+            rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
+        picture = self.folder / "samples.png"
+        save_panels(picture, rows)
+        echo(f"wrote {self.folder / 'scores.json'} and {picture}")
+
+
+@dataclass
+class Compare:
+    """Compare any two sets of images: generated against real ones. Sets are read part by part and need not fit in memory."""
+
+    generated: Positional[str]
+    """folder of pictures, .npy or .npz file, or a data set by name (its test images)"""
+    real: Positional[str]
+    """what it is compared with: the same kinds"""
+    train: str | None = None
+    """training images of the model, the same kinds (of a data set by name: its training images); without them nothing is said of memorisation"""
+    extractor: str = "random"
+    """random (an untrained network), pixels, pca:64, classifier:DATA (trained once on a labelled data set), or inception:WEIGHTS.safetensors"""
+    metrics: tuple[str, ...] = ("fd", "kid", "prd", "neighbours", "memorisation")
+    """groups of metrics: fd, kid, prd, neighbours, memorisation, fld; fd alone streams moments in memory independent of the number of images"""
+    size: int | None = None
+    """resize pictures of folders to this side"""
+    n: int | None = None
+    """images of each set at most, the first ones"""
+    memory: int = 256
+    """megabytes that distances between images may take"""
+    out: Path | None = None
+    """also write the results as .json"""
+    seed: int = 0
+    """seed of subsets and k-means"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        from expost.cli.commands import echo
+        from expost.evaluate.compare import compare
+        from expost.files import write_json
+        from expost.recipes.runs import choose_device
+        from expost.results import Table
+
+        if self.memory < 1:
+            raise ValueError(f"--memory must be at least 1 megabyte, not {self.memory}")
+        found = compare(
+            self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, n=self.n,
+            memory=self.memory << 20, seed=self.seed, device=choose_device(self.device) if self.device else None,
+        )  # fmt: skip
+        table = Table(("metric", "value", "error", "n"), title=f"{self.generated} against {self.real}")
+        for name, result in found.items():
+            table.add(result.name if name == "FD" else name, result.value, result.error, result.n)
+        context = next(iter(found.values())).context
+        table.notes.append(", ".join(f"{key} {value}" for key, value in context.items() if key not in ("generated", "reference")))
+        table.notes += dict.fromkeys(note for result in found.values() for note in result.notes)
+        echo(table)
+        if self.out is not None:
+            write_json(self.out, {name: result.to_json() for name, result in found.items()})
+            echo(f"wrote {self.out}")
