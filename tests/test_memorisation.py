@@ -19,7 +19,8 @@ from expost.evaluate.memorisation import (
     memorisation_panel,
     nearest_neighbour_ratio,
 )
-from expost.evaluate.neighbours import Neighbours, RealNeighbours, nearest
+from expost.evaluate.neighbours import RealNeighbours
+from expost.evaluate.search import Neighbours, nearest
 
 D = 8
 

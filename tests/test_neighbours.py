@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate import neighbours as module
-from expost.evaluate.neighbours import Neighbours, RealNeighbours, nearest, neighbour_panel, pair_distances
+from expost.evaluate import search as module
+from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
+from expost.evaluate.search import Neighbours, nearest, pair_distances
 from expost.files import load_tensors, save_tensors
 
 TINY = 1 << 19
@@ -168,7 +169,7 @@ def test_the_bits_of_a_pair_do_not_depend_on_other_pairs() -> None:
 @pytest.mark.parametrize("d", [3, 200, 2048, 6000])
 def test_the_error_of_a_tile_is_below_its_bound(d: int) -> None:
     x = normal(100, d, 0) + torch.cat([torch.zeros(50, d), torch.full((50, d), 30.0)])
-    frame = module._Frame.of(x, x, module.MEMORY)
+    frame = module.Frame.of(x, x, module.MEMORY)
     placed, norms = frame.place(x, torch.float32), frame.norms[0]
     rough = frame.tile(placed, placed, norms, norms, torch.empty(100 * 100)).double()
     exact = all_distances(x, x) * frame.unit
@@ -200,7 +201,8 @@ def test_inputs_are_left_alone() -> None:
 
 PEAK = """
 import resource, sys, torch
-from expost.evaluate.neighbours import nearest, neighbour_panel
+from expost.evaluate.neighbours import neighbour_panel
+from expost.evaluate.search import nearest
 torch.set_num_threads(1)
 x, y = torch.randn(6000, 32), torch.randn(6000, 32)
 neighbour_panel(x[:1500], y[:1500], memory=4 << 20)
@@ -221,7 +223,7 @@ def test_tiles_fit_into_memory() -> None:
     for d in (1, 128, 2048, 12288):
         for memory in (module._tile_bytes(module.LEAST, d, torch.float64), 10 << 20, 100 << 20, 1 << 30):
             if memory >= module._tile_bytes(module.LEAST, d, torch.float64):
-                frame = module._Frame(torch.zeros(d), 1.0, (torch.zeros(1), torch.zeros(1)), memory)
+                frame = module.Frame(torch.zeros(d), 1.0, (torch.zeros(1), torch.zeros(1)), memory)
                 for dtype in (torch.float32, torch.float64):
                     assert module.LEAST <= frame.side(dtype) <= module.SIDE
                     assert module._tile_bytes(frame.side(dtype), d, dtype) <= memory

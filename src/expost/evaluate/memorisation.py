@@ -29,7 +29,8 @@ from torch import Tensor
 
 from expost.evaluate.clusters import lloyd
 from expost.evaluate.frechet import FeatureStats
-from expost.evaluate.neighbours import MEMORY, Neighbours, RealNeighbours, nearest
+from expost.evaluate.neighbours import RealNeighbours
+from expost.evaluate.search import MEMORY, Neighbours, nearest
 from expost.results import Result, Table
 from expost.seeds import permutation
 

@@ -28,7 +28,19 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
-from expost.evaluate import clusters, controls, feature_likelihood, frechet, interpolate, kernel, memorisation, neighbours, prd, suite
+from expost.evaluate import (
+    clusters,
+    controls,
+    feature_likelihood,
+    frechet,
+    interpolate,
+    kernel,
+    memorisation,
+    neighbours,
+    prd,
+    search,
+    suite,
+)
 from expost.evaluate.controls import CONTROLS, control_sets
 from expost.evaluate.features import Extractor
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
@@ -230,7 +242,7 @@ def _controls(
 @remembered
 def metrics_code() -> str:
     """Names the code of all metrics: cached scores and controls never outlive a change of it."""
-    return code_hash(clusters, controls, feature_likelihood, frechet, interpolate, kernel, memorisation, neighbours, prd, suite)
+    return code_hash(clusters, controls, feature_likelihood, frechet, interpolate, kernel, memorisation, neighbours, prd, search, suite)
 
 
 def _cell(result: Result | None) -> float | None:

@@ -36,8 +36,9 @@ from expost.evaluate.features import Extractor, cached_features
 from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
 from expost.evaluate.kernel import kernel_distance
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
-from expost.evaluate.neighbours import RealNeighbours, nearest, neighbour_panel
+from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.prd import prd
+from expost.evaluate.search import MEMORY, nearest
 from expost.files import cache_folder, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name
 from expost.results import Result
@@ -49,7 +50,6 @@ GROUPS = ("fd", "kid", "prd", "neighbours", "memorisation", "fld")
 #: Columns of the table of quality and of the table of memorisation.
 QUALITY = ("FD", "FD∞", "KID", "F8", "F1/8", "precision", "recall", "density", "coverage")
 COPYING = ("AuthPct", "C_T", "NN ratio", "copy distance", "FLD", "FLD gap")
-MEMORY = 256 << 20
 #: FD∞ is fifteen distances: cheap for small features, minutes for Inception's.
 EXTRAPOLATED_UP_TO = 512
 #: Part of the cache key of distances between real images: raise it when their definition changes.

@@ -16,7 +16,7 @@ from expost.autoencoder import Autoencoder
 from expost.evaluate.features import Pixels, extract
 from expost.evaluate.interpolate import pairs, slerp
 from expost.evaluate.memorisation import copy_distance
-from expost.evaluate.neighbours import nearest
+from expost.evaluate.search import nearest
 from expost.mean_stage import MeanStage
 from expost.recipes.ghosh2020 import stage_spec
 from expost.recipes.lab import Lab
