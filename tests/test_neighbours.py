@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from expost.evaluate import neighbours
 from expost.evaluate import search as module
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.search import Neighbours, nearest, pair_distances
@@ -321,7 +322,7 @@ def test_the_error_of_density_is_its_spread_over_generated_sets() -> None:
 
 
 def test_large_equal_sets_have_no_notes() -> None:
-    assert neighbour_panel(normal(module.FEW, 2, 0), normal(module.FEW, 2, 1)).notes == ()
+    assert neighbour_panel(normal(neighbours.FEW, 2, 0), normal(neighbours.FEW, 2, 1)).notes == ()
 
 
 # What is kept of the real data
