@@ -87,7 +87,7 @@ def ours(what: str) -> Call:
 
             return {"FD": float(frechet_distance(a, b))}
         if what == "prd":
-            from expost.evaluate.prd import prd
+            from expost.evaluate.precision_recall import prd
 
             return {name: float(result) for name, result in prd(a, b, seed=seed).results().items()}
         from expost.evaluate.neighbours import neighbour_panel

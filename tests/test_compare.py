@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from expost.cli import main
-from expost.evaluate.compare import compare, image_set
+from expost.evaluate.comparison import compare, image_set
 from expost.evaluate.features import Pixels, extract
 from expost.evaluate.frechet import frechet_distance
 from expost.report import grid, save_picture

@@ -13,7 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from expost.evaluate.clusters import lloyd
-from expost.evaluate.prd import f_beta, prd, prd_from_histograms
+from expost.evaluate.precision_recall import f_beta, prd, prd_from_histograms
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prd.json").read_text())
 

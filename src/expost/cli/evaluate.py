@@ -93,7 +93,7 @@ class Compare:
 
     def run(self) -> None:
         from expost.cli.commands import echo
-        from expost.evaluate.compare import compare
+        from expost.evaluate.comparison import compare
         from expost.files import write_json
         from expost.recipes.runs import choose_device
         from expost.results import Table

@@ -1,9 +1,61 @@
-"""Measures of a trained model: functions of the model and data, or of two sets of features, that return a result with its uncertainty."""
+"""Measures of a trained model: functions of the model and data, or of two sets of features, that return a result with its uncertainty.
+
+Metrics of features take ``(generated, real)``, matrices with a row per image; :func:`measure` takes them all at once, :func:`score` a model.
+"""
 
 from __future__ import annotations
 
 from expost.evaluate.annealed import Annealed, annealed_bound, bdmc
+from expost.evaluate.comparison import compare
+from expost.evaluate.feature_mixture import FeatureLikelihood, feature_likelihood
+from expost.evaluate.frechet import FeatureStats, FrechetDistance, extrapolated, frechet_distance
+from expost.evaluate.kernel import kernel_distance
 from expost.evaluate.likelihood import Likelihood, importance_bound
+from expost.evaluate.memorisation import authenticity, copy_distance, data_copying, memorisation_panel, nearest_neighbour_ratio
+from expost.evaluate.neighbours import NeighbourPanel, neighbour_panel
+from expost.evaluate.precision_recall import PRD, prd
+from expost.evaluate.protocol import Scores, score
+from expost.evaluate.quirks import Quirks
+from expost.evaluate.sets import ArraySet, FolderSet, Generated, ImageSet, InMemory, Mapped, set_features, set_statistics
+from expost.evaluate.suite import Reference, measure
 from expost.evaluate.surgery import Surgery, elbo_surgery
 
-__all__ = ["Annealed", "Likelihood", "Surgery", "annealed_bound", "bdmc", "elbo_surgery", "importance_bound"]
+__all__ = [
+    "PRD",
+    "Annealed",
+    "ArraySet",
+    "FeatureLikelihood",
+    "FeatureStats",
+    "FolderSet",
+    "FrechetDistance",
+    "Generated",
+    "ImageSet",
+    "InMemory",
+    "Likelihood",
+    "Mapped",
+    "NeighbourPanel",
+    "Quirks",
+    "Reference",
+    "Scores",
+    "Surgery",
+    "annealed_bound",
+    "authenticity",
+    "bdmc",
+    "compare",
+    "copy_distance",
+    "data_copying",
+    "elbo_surgery",
+    "extrapolated",
+    "feature_likelihood",
+    "frechet_distance",
+    "importance_bound",
+    "kernel_distance",
+    "measure",
+    "memorisation_panel",
+    "nearest_neighbour_ratio",
+    "neighbour_panel",
+    "prd",
+    "score",
+    "set_features",
+    "set_statistics",
+]

@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache as remembered
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,6 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
-from expost.evaluate import (
-    clusters,
-    controls,
-    feature_likelihood,
-    frechet,
-    interpolate,
-    kernel,
-    memorisation,
-    neighbours,
-    prd,
-    search,
-    suite,
-)
 from expost.evaluate.controls import CONTROLS, control_sets
 from expost.evaluate.features import Extractor
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
@@ -58,6 +46,12 @@ __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "metrics_code", "score"]
 INTERPOLATIONS = ("spherical", "linear", "norm-corrected")
 #: The groups of metrics that 002's tables need.
 DEFAULT: tuple[str, ...] = ("fd", "prd")
+
+
+#: Where the metrics are computed.
+MODULES = (
+    "clusters", "controls", "feature_mixture", "frechet", "interpolate", "kernel", "memorisation", "neighbours", "precision_recall", "search", "suite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -242,7 +236,7 @@ def _controls(
 @remembered
 def metrics_code() -> str:
     """Names the code of all metrics: cached scores and controls never outlive a change of it."""
-    return code_hash(clusters, controls, feature_likelihood, frechet, interpolate, kernel, memorisation, neighbours, prd, search, suite)
+    return code_hash(*(import_module(f"expost.evaluate.{name}") for name in MODULES))
 
 
 def _cell(result: Result | None) -> float | None:

@@ -31,13 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.evaluate.feature_likelihood import feature_likelihood
+from expost.evaluate.feature_mixture import feature_likelihood
 from expost.evaluate.features import Extractor, cached_features
 from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
 from expost.evaluate.kernel import kernel_distance
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
-from expost.evaluate.prd import prd
+from expost.evaluate.precision_recall import prd
 from expost.evaluate.search import MEMORY, nearest
 from expost.files import cache_folder, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name

@@ -12,7 +12,7 @@ from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
 from expost.evaluate.features import extract
 from expost.evaluate.interpolate import slerp
-from expost.evaluate.prd import prd
+from expost.evaluate.precision_recall import prd
 from expost.objectives import ELBO, RAE
 from expost.recipes.figures_ghosh2020 import copies_table, figure3_left, figure3_right
 from expost.recipes.lab import Lab
