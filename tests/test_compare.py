@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +86,30 @@ def test_command_line(sets: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
     assert main(["compare", str(sets["a"]), "/nowhere/b.npy"]) == 2
     assert main(["compare", str(sets["a"]), str(sets["b"]), "--extractor", "inceptoin"]) == 2
     assert "there is no extractor" in capsys.readouterr().err
+
+
+def test_two_processes_print_one_table_with_the_numbers_of_one(sets: dict[str, Path], tmp_path: Path) -> None:
+    """As a user would: the command under torchrun."""
+    numbers = {}
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "expost"]
+        command += [
+            "compare",
+            str(sets["a"]),
+            str(sets["b"]),
+            "--train",
+            str(sets["train"]),
+            "--out",
+            str(out),
+            "--metrics",
+            "fd",
+            "kid",
+            "memorisation",
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "XDG_CACHE_HOME": str(tmp_path / f"cache{count}")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("against") == 1
+        numbers[count] = json.loads(out.read_text())
+    assert numbers[1] == numbers[2]

@@ -1,13 +1,40 @@
-"""``expost evaluate``: every metric of a trained run under one protocol; ``expost compare``: of any two sets of images."""
+"""``expost evaluate``: every metric of a trained run under one protocol; ``expost compare``: of any two sets of images.
+
+Both share the work of features under ``torchrun --nproc-per-node N -m expost ...``, and give the numbers of a single process.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
 __all__ = ["Compare", "Evaluate"]
+
+
+@contextmanager
+def processes() -> Iterator[bool]:
+    """Join the other processes of torchrun, if there are any; yields whether this one prints and writes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield True
+        return
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: str | None) -> str | None:
+    """``cuda`` as this process's own GPU under torchrun."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device
 
 
 @dataclass
@@ -36,6 +63,10 @@ class Evaluate:
     """cpu, cuda, mps"""
 
     def run(self) -> None:
+        with processes() as main:
+            self._run(main)
+
+    def _run(self, main: bool) -> None:
         from expost.cli.commands import echo, load
         from expost.evaluate.choose import extractor_of
         from expost.evaluate.quirks import Quirks
@@ -44,12 +75,14 @@ class Evaluate:
         from expost.report import save_panels
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
-        run = load(self.folder, self.data, self.device)
+        run = load(self.folder, self.data, own_device(self.device))
         extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
         scores = run.score(
             extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes, groups=groups, interpolations=self.interpolation, quirks=quirks
         )  # fmt: skip
+        if not main:
+            return
         for table in scores.tables(f"{run.experiment.recipe} on {run.dataset.name}"):
             echo(f"{table}\n")
         if quirks.active:
@@ -92,6 +125,10 @@ class Compare:
     """cpu, cuda, mps"""
 
     def run(self) -> None:
+        with processes() as main:
+            self._run(main)
+
+    def _run(self, main: bool) -> None:
         from expost.cli.commands import echo
         from expost.evaluate.comparison import compare
         from expost.files import write_json
@@ -102,8 +139,10 @@ class Compare:
             raise ValueError(f"--memory must be at least 1 megabyte, not {self.memory}")
         found = compare(
             self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, n=self.n,
-            memory=self.memory << 20, seed=self.seed, device=choose_device(self.device) if self.device else None,
+            memory=self.memory << 20, seed=self.seed, device=choose_device(own_device(self.device)) if self.device else None,
         )  # fmt: skip
+        if not main:
+            return
         table = Table(("metric", "value", "error", "n"), title=f"{self.generated} against {self.real}")
         for name, result in found.items():
             table.add(result.name if name == "FD" else name, result.value, result.error, result.n)

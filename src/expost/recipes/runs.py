@@ -20,6 +20,7 @@ from expost.checkpoint import RunFolder, versions
 from expost.density.base import Codes, Density
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
+from expost.evaluate.gather import Processes
 from expost.evaluate.protocol import DEFAULT, Scores, score
 from expost.evaluate.quirks import Quirks
 from expost.files import load_tensors, save_tensors
@@ -110,7 +111,7 @@ class Run:
             self.model, splits.val.x, splits.test.x, extractor, fitted, train=splits.train.x, n=n, seed=seed, notes=notes,
             groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
         )  # fmt: skip
-        if self.folder is not None and (quirks is None or not quirks.active):
+        if self.folder is not None and (quirks is None or not quirks.active) and Processes().rank == 0:
             self.folder.add_results(scores.label, scores.to_json())
         return scores
 
