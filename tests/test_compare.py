@@ -35,17 +35,43 @@ def test_numbers_are_those_of_features_in_memory(sets: dict[str, Path], tmp_path
     found = compare(str(sets["a"]), str(sets["b"]), str(sets["train"]), extractor="pixels", cache=tmp_path)
     a, b = (torch.from_numpy(np.load(sets[s])) for s in "ab")
     by_hand = frechet_distance(extract(Pixels((1, 8, 8)), a), extract(Pixels((1, 8, 8)), b))
-    assert found["FD"].value == pytest.approx(by_hand.value, rel=1e-9)
-    assert {"precision", "AuthPct", "F8"} <= found.keys()
-    assert found["FD"].context["reference"] == "b.npy"
+    made = found["generated"]
+    assert made["FD"].value == pytest.approx(by_hand.value, rel=1e-9)
+    assert {"precision", "AuthPct", "F8"} <= made.keys()
+    assert made["FD"].context["reference"] == "b.npy"
+    assert list(found) == ["generated", "training images", "jittered training images", "shuffled pixels"]
+    assert found["training images"]["AuthPct"].value == 0
+    assert found["training images"]["copy distance"].value == 0
+    assert found["jittered training images"]["copy distance"].value > 0
+    alone = compare(str(sets["a"]), str(sets["b"]), extractor="pixels", cache=tmp_path)
+    assert list(alone) == ["generated", "shuffled pixels"]
+    assert list(compare(str(sets["a"]), str(sets["b"]), extractor="pixels", cache=tmp_path, controls=False)) == ["generated"]
+
+
+def test_controls_are_the_same_in_whatever_parts_they_are_read(sets: dict[str, Path]) -> None:
+    from expost.evaluate.comparison import _controls
+
+    real, train = image_set(str(sets["b"])), image_set(str(sets["train"]))
+    for name, images in _controls(real, train, 50, 3).items():
+        whole = images.read(0, 50)
+        assert len(images) == 50
+        assert torch.equal(torch.cat([images.read(0, 7), images.read(7, 50)]), whole), name
+    flat = images.read(0, 50).flatten(1)
+    assert torch.equal(flat.sort(1).values, real.read(0, 50).flatten(1).sort(1).values)
+    assert not torch.equal(flat, real.read(0, 50).flatten(1))
 
 
 def test_moments_alone_give_the_same_distance(sets: dict[str, Path], tmp_path: Path) -> None:
     whole = compare(str(sets["a"]), str(sets["b"]), extractor="random", groups=("fd", "kid"), cache=tmp_path)
     streamed = compare(str(sets["a"]), str(sets["b"]), extractor="random", groups=("fd",), cache=tmp_path)
-    assert list(streamed) == ["FD"]
-    assert streamed["FD"].value == pytest.approx(whole["FD"].value, rel=1e-6)
-    assert streamed["FD"].context["n generated"] == 60
+    assert list(streamed["generated"]) == ["FD"]
+    for row in ("generated", "shuffled pixels"):
+        assert streamed[row]["FD"].value == pytest.approx(whole[row]["FD"].value, rel=1e-6)
+    assert streamed["generated"]["FD"].context["n generated"] == 60
+    kept = sorted((tmp_path / "moments").iterdir())
+    assert len(kept) == 2  # of a and b; what is made up on the way is not kept
+    again = compare(str(sets["a"]), str(sets["b"]), extractor="random", groups=("fd",), cache=tmp_path)
+    assert again["generated"] == streamed["generated"]
 
 
 def test_features_are_cached_by_content(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -53,9 +79,9 @@ def test_features_are_cached_by_content(sets: dict[str, Path], tmp_path: Path) -
     first = compare(str(sets["a"]), str(sets["b"]), **arguments)  # type: ignore[arg-type]
     files = sorted((tmp_path / "features").iterdir())
     assert len(files) == 2
-    assert compare(str(sets["a"]), str(sets["b"]), **arguments)["KID"] == first["KID"]  # type: ignore[arg-type]
+    assert compare(str(sets["a"]), str(sets["b"]), **arguments)["generated"]["KID"] == first["generated"]["KID"]  # type: ignore[arg-type]
     np.save(sets["a"], 255 - np.load(sets["a"]))  # the same name, other images
-    assert compare(str(sets["a"]), str(sets["b"]), **arguments)["KID"].value != first["KID"].value  # type: ignore[arg-type]
+    assert compare(str(sets["a"]), str(sets["b"]), **arguments)["generated"]["KID"].value != first["generated"]["KID"].value  # type: ignore[arg-type]
     assert len(sorted((tmp_path / "features").iterdir())) == 3
 
 
@@ -74,9 +100,9 @@ def test_command_line(sets: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
     arguments = ["compare", str(sets["a"]), str(sets["b"]), "--train", str(sets["train"]), "--extractor", "pca:8", "--out", str(out)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for name in ("FD[pca-8@", "KID", "F8", "precision", "coverage", "AuthPct", "C_T", "seed 0", "version"):
+    for name in ("FD[pca-8@", "KID", "F8", "precision", "coverage", "AuthPct", "C_T", "seed 0", "version", "jittered training images"):
         assert name in text
-    assert json.loads(out.read_text())["FD"]["context"]["extractor"].startswith("pca-8@")
+    assert json.loads(out.read_text())["generated"]["FD"]["context"]["extractor"].startswith("pca-8@")
     # pictures of a folder: colour as they were saved, so grey arrays do not fit
     assert main(["compare", str(sets["folder"]), str(sets["b"])]) == 2
     error = capsys.readouterr().err

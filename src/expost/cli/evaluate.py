@@ -117,6 +117,8 @@ class Compare:
     """images of each set at most, the first ones"""
     memory: int = 256
     """megabytes that distances between images may take"""
+    controls: bool = True
+    """also measure controls: training images, the same moved by a pixel, shuffled pixels"""
     out: Path | None = None
     """also write the results as .json"""
     seed: int = 0
@@ -139,17 +141,24 @@ class Compare:
             raise ValueError(f"--memory must be at least 1 megabyte, not {self.memory}")
         found = compare(
             self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, n=self.n,
-            memory=self.memory << 20, seed=self.seed, device=choose_device(own_device(self.device)) if self.device else None,
+            memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(own_device(self.device)) if self.device else None,
         )  # fmt: skip
         if not main:
             return
-        table = Table(("metric", "value", "error", "n"), title=f"{self.generated} against {self.real}")
-        for name, result in found.items():
-            table.add(result.name if name == "FD" else name, result.value, result.error, result.n)
-        context = next(iter(found.values())).context
+        measured = found["generated"]
+        others = [name for name in found if name != "generated"]
+        table = Table(("metric", "value", "error", "n", *others), title=f"{self.generated} against {self.real}")
+        for name, result in measured.items():
+            beside = (found[other][name].value if name in found[other] else None for other in others)
+            table.add(result.name if name == "FD" else name, result.value, result.error, result.n, *beside)
+        context = next(iter(measured.values())).context
         table.notes.append(", ".join(f"{key} {value}" for key, value in context.items() if key not in ("generated", "reference")))
-        table.notes += dict.fromkeys(note for result in found.values() for note in result.notes)
+        table.notes += dict.fromkeys(note for result in measured.values() for note in result.notes)
+        if others:
+            table.notes.append("the last columns are controls: real images in place of generated ones")
+        if self.controls and self.train is None:
+            table.notes.append("give --train for the controls that matter most: training images, and the same moved by a pixel")
         echo(table)
         if self.out is not None:
-            write_json(self.out, {name: result.to_json() for name, result in found.items()})
+            write_json(self.out, {row: {name: result.to_json() for name, result in results.items()} for row, results in found.items()})
             echo(f"wrote {self.out}")

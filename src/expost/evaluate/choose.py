@@ -28,7 +28,7 @@ def extractor_of(
 
     Args:
         name: ``classifier`` (trained once on the data set; a random network where there are no labels), ``pixels``, ``pca`` or ``pca:64``,
-            ``random``, or ``inception:WEIGHTS`` with a safetensors file or hub path.
+            ``random``, or ``inception:WEIGHTS`` with a safetensors file or hub path, or ``inception:WEIGHTS@SHA256`` to have it checked.
         dataset: what is scored.
     """
     kind, _, rest = name.partition(":")
@@ -49,9 +49,17 @@ def extractor_of(
     if kind == "random":
         return RandomNetwork(shape).calibrated(dataset.train.x), ("features of an untrained network",)
     if kind == "inception":
-        inception = Inception2015.load(rest or None)
+        inception = inception_of(rest)
         return inception, (f"Inception 2015-12-05, weights {inception.sha256[:12]}",)
     raise ValueError(f'there is no extractor "{name}": choose classifier, pixels, pca:64, random, or inception:WEIGHTS.safetensors')
+
+
+def inception_of(text: str) -> Inception2015:
+    """Inception from ``PATH`` or ``PATH@SHA256``, which is then checked; the path may be one on the hub."""
+    path, _, sha256 = text.rpartition("@")
+    if len(sha256) == 64 and path:
+        return Inception2015.load(path, sha256=sha256)
+    return Inception2015.load(text or None)
 
 
 def whole(text: str, what: str) -> int:
