@@ -155,3 +155,37 @@ def test_a_density_of_other_weights_is_not_reused(tmp_path) -> None:  # type: ig
         next(run.model.encoder.parameters()).add_(0.5)
     del run.__dict__["codes"]
     assert not torch.equal(run.density("gaussian")().mean, first)
+
+
+CELEBA = Task("celeba", (3, 64, 64), 162_770)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "batch", "lr"),
+    [
+        ("vae", "ghosh-celeba", 1000, 1e-4),
+        ("cv-vae", "ghosh-celeba-64", 100, 1e-4),
+        ("wae", "ghosh-celeba", 100, 1e-3),
+        ("rae-gp", "ghosh-celeba", 100, 1e-3),
+        ("rae-l2", "ghosh-celeba", 100, 1e-3),
+        ("rae-sn", "ghosh-celeba+sn", 100, 1e-3),
+        ("rae", "ghosh-celeba", 100, 1e-3),
+        ("ae", "ghosh-celeba", 100, 1e-3),
+    ],
+)
+def test_celeba_is_complete_at_the_papers_budget(model: str, network: str, batch: int, lr: float) -> None:
+    """002's configuration for CelebA: 70 epochs, 64 codes, its own networks; one step of each on images of that shape."""
+    row = find(f"ghosh2020/{model}")
+    experiment = row.prepare(CELEBA, "paper")
+    training = experiment.training
+    assert (experiment.network, training.batch_size, training.lr, training.epochs, experiment.latent) == (network, batch, lr, 70, 64)
+    assert row.padding("paper", CELEBA.shape) is None
+    if model == "wae":
+        assert experiment.objective.weight == pytest.approx(2000)  # type: ignore[attr-defined]
+        assert experiment.objective.input_noise == 0.01  # type: ignore[attr-defined]
+    if model == "vae":
+        assert experiment.objective.beta == pytest.approx(3 * 0.09024)  # type: ignore[attr-defined]
+    with torch.device("meta"):
+        autoencoder, _ = experiment.build(0)
+    parameters = sum(p.numel() for p in autoencoder.parameters())
+    assert parameters == pytest.approx({"ghosh-celeba-64": 11.27e6, "ghosh-celeba": 39.7e6}[network.removesuffix("+sn")], rel=0.005)

@@ -152,7 +152,9 @@ class Compare:
             beside = (found[other][name].value if name in found[other] else None for other in others)
             table.add(result.name if name == "FD" else name, result.value, result.error, result.n, *beside)
         context = next(iter(measured.values())).context
-        table.notes.append(", ".join(f"{key} {value}" for key, value in context.items() if key not in ("generated", "reference")))
+        table.notes.append(
+            ", ".join(f"{key} {context[key]}" for key in ("extractor", "n generated", "n reference", "n train", "seed", "version"))
+        )
         table.notes += dict.fromkeys(note for result in measured.values() for note in result.notes)
         if others:
             table.notes.append("the last columns are controls: real images in place of generated ones")

@@ -126,6 +126,8 @@ def _network(name: str, budget: BudgetName, task: Task) -> str:
     suffix = "+sn" if name == "rae-sn" else ""
     if budget != "paper":
         return "small" + suffix
+    if name == "cv-vae" and task.data == "celeba":
+        return "ghosh-celeba-64"  # its configuration alone has 64 base filters
     return ("ghosh-celeba" if task.data == "celeba" or task.shape[-1] == 64 else "ghosh") + suffix
 
 

@@ -79,6 +79,12 @@ _add("ghosh", nets.ghosh_encoder, nets.ghosh_decoder, "002, MNIST (32 x 32) and 
 _with_spectral("ghosh")
 _add("ghosh-celeba", nets.ghosh_celeba_encoder, nets.ghosh_celeba_decoder, "002, CelebA (64 x 64)")
 _with_spectral("ghosh-celeba")
+_add(
+    "ghosh-celeba-64",
+    partial(nets.ghosh_celeba_encoder, width=64),
+    partial(nets.ghosh_celeba_decoder, width=64),
+    "002, CelebA, half as wide: what its code uses for the CV-VAE",
+)
 _add("manoj-fc", nets.manoj_fc_encoder, nets.manoj_fc_decoder, "003, fully connected alternative")
 _add("manoj", nets.manoj_encoder, nets.manoj_decoder, "003, MNIST")
 
