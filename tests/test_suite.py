@@ -148,3 +148,13 @@ def test_a_mapped_set_gives_the_features_of_its_images() -> None:
     x = blobs(30, 0)
     found = set_features(Pixels((1, 8, 8)), Mapped(InMemory(x), lambda b: 255 - b))
     assert torch.allclose(found, 1 - features(x))
+
+
+def test_what_cannot_be_said_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    """A generator that has collapsed far from all test points fills no cell of C_T; the others are still measured."""
+    train = torch.cat([blobs(300, 1), torch.full((100, 1, 8, 8), 255, dtype=torch.uint8)])
+    reference = Reference.of(Pixels((1, 8, 8)), blobs(200, 0), train, cache=tmp_path)
+    found = measure(features(torch.full((200, 1, 8, 8), 254, dtype=torch.uint8)), reference, name="white", groups=("memorisation",))
+    assert "C_T" not in found
+    assert any(note.startswith("no C_T: no cell holds") for note in found["AuthPct"].notes)
+    assert {"NN ratio", "copy distance"} <= found.keys()

@@ -111,6 +111,8 @@ class Scores:
         table = Table(("what", *found), title=title, notes=notes)
         for row, results in self.rows.items():
             table.add(row, *(_cell(results.get(m)) for m in found))
+            if "AuthPct" in results:
+                notes += [f"{row}: {note}" for note in results["AuthPct"].notes if note.startswith("no ")]
         return table
 
     def tables(self, title: str = "") -> list[Table]:
