@@ -35,12 +35,12 @@ def test_printed_columns_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "fails"), [("mnist", {"C6"}), ("cifar10", {"C2"}), ("celeba", {"C1", "C4", "C7"})], ids=["mnist", "cifar10", "celeba"]
+    ("data", "fails"), [("mnist", set()), ("cifar10", {"C2"}), ("celeba", {"C1", "C4", "C7"})], ids=["mnist", "cifar10", "celeba"]
 )
 def test_orderings_judge_the_papers_own_numbers(data: str, fails: set[str]) -> None:
     """As counted by hand: GMM improves 23 of 24 cells (not CV-VAE on CelebA), AE's N is twice GMM except on CIFAR-10, ..."""
     columns = printed(data)
-    assert {name for name, ordering in ORDERINGS.items() if not ordering.judge(columns)[1]} == fails
+    assert {name for name, ordering in ORDERINGS.items() if not ordering.check(columns, data)[1]} == fails
 
 
 def toy(**changes: dict[str, float]) -> Columns:

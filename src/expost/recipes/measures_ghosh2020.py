@@ -27,7 +27,7 @@ __all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "
 def _ordering(lab: Lab, name: str) -> Verdict:
     ordering = ORDERINGS[name]
     columns = measured(lab, ordering.models)
-    text, holds = ordering.judge(columns)
+    text, holds = ordering.check(columns, lab.dataset.name)
     figures = {f"{column} {model}": value for column, values in columns.items() for model, value in values.items()}
     return Verdict(text, holds, figures)
 

@@ -98,6 +98,7 @@ class Ordering:
         sentence: what is read.
         judge: columns -> (figures in words, whether it holds). ``KeyError`` if a column lacks what is needed.
         models: whose rows are needed.
+        except_on: data sets of which the paper says the contrary.
     """
 
     id: str
@@ -105,6 +106,12 @@ class Ordering:
     sentence: str
     judge: Callable[[Columns], tuple[str, bool]]
     models: tuple[str, ...]
+    except_on: tuple[str, ...] = ()
+
+    def check(self, columns: Columns, data: str) -> tuple[str, bool]:
+        """Figures in words, and whether the columns of this data set are as the paper says."""
+        text, holds = self.judge(columns)
+        return text, holds != (data in self.except_on)
 
 
 def mixture_beats_normal(c: Columns) -> tuple[str, bool]:
@@ -152,7 +159,7 @@ ORDERINGS = {
         Ordering("C3", "S", "the best GMM-10 belongs to a RAE, AE or WAE", best_mixture_is_deterministic, SINGLE),
         Ordering("C4", "S", "every RAE reconstructs better than the VAE", raes_reconstruct_better, ("VAE", *RAES)),
         Ordering("C5", "S", "RAE + GMM-10 beats VAE + N(0, I)", rae_beats_vae, ("VAE", "RAE")),
-        Ordering("C6", "W", "a RAE is first in the N column (on MNIST the 2sVAE is)", rae_first_in_normal, tuple(MODELS)),
+        Ordering("C6", "W", "a RAE is first in the N column, but not on MNIST", rae_first_in_normal, tuple(MODELS), ("mnist",)),
         Ordering("C7", "S", "interpolation midpoints of RAEs are not worse than the VAE's", midpoints_of_raes, ("VAE", *RAES)),
     )
 }
@@ -179,7 +186,7 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
         if len(common) > 2:
             rank = rank_correlation([own[column][m] for m in common], [paper[column][m] for m in common])
             table.notes.append(f"{column}: rank correlation of measured and published {rank:+.2f} over {len(common)} models")
-    verdicts, good = _verdicts(own, paper)
+    verdicts, good = _verdicts(own, paper, data)
     return [table, verdicts, controls_of(scores_of(lab, "VAE"))], good
 
 
@@ -189,12 +196,12 @@ def same_scale(label: str) -> str:
     return "another extractor than the paper's: orderings can be compared, values cannot"
 
 
-def _verdicts(own: Columns, paper: Columns) -> tuple[Table, bool]:
+def _verdicts(own: Columns, paper: Columns, data: str) -> tuple[Table, bool]:
     table = Table(("claim", "level", "ordering", "published", "measured"), title="What the paper reads from the table")
     good, known = True, any(paper.values())
     for ordering in ORDERINGS.values():
-        text, holds = ordering.judge(own)
-        printed_holds = known and ordering.judge(paper)[1]
+        text, holds = ordering.check(own, data)
+        printed_holds = known and ordering.check(paper, data)[1]
         table.add(ordering.id, ordering.level, ordering.sentence, _word(printed_holds) if known else "-", _word(holds))
         good = good and (holds or ordering.level == "W")
         if not holds:
