@@ -16,6 +16,7 @@ from expost.cli import main
 from expost.evaluate.comparison import compare, image_set
 from expost.evaluate.features import Pixels, extract
 from expost.evaluate.frechet import frechet_distance
+from expost.evaluate.sets import ArraySet, FolderSet
 from expost.report import grid, save_picture
 from toys import pictures
 
@@ -49,16 +50,16 @@ def test_numbers_are_those_of_features_in_memory(sets: dict[str, Path], tmp_path
 
 
 def test_controls_are_the_same_in_whatever_parts_they_are_read(sets: dict[str, Path]) -> None:
-    from expost.evaluate.comparison import _controls
+    from expost.evaluate.comparison import _controls, drawn
 
     real, train = image_set(str(sets["b"])), image_set(str(sets["train"]))
     for name, images in _controls(real, train, 50, 3).items():
         whole = images.read(0, 50)
         assert len(images) == 50
         assert torch.equal(torch.cat([images.read(0, 7), images.read(7, 50)]), whole), name
-    flat = images.read(0, 50).flatten(1)
-    assert torch.equal(flat.sort(1).values, real.read(0, 50).flatten(1).sort(1).values)
-    assert not torch.equal(flat, real.read(0, 50).flatten(1))
+    flat, same = images.read(0, 50).flatten(1), drawn(real, 50, 3).read(0, 50).flatten(1)
+    assert torch.equal(flat.sort(1).values, same.sort(1).values)
+    assert not torch.equal(flat, same)
 
 
 def test_moments_alone_give_the_same_distance(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -86,9 +87,12 @@ def test_features_are_cached_by_content(sets: dict[str, Path], tmp_path: Path) -
 
 
 def test_first_images_and_data_sets_by_name(sets: dict[str, Path]) -> None:
-    few = image_set(str(sets["a"]), n=7)
+    few, whole = image_set(str(sets["a"]), n=7), image_set(str(sets["a"])).read(0, 60)
     assert len(few) == 7
-    assert torch.equal(few.read(2, 5), image_set(str(sets["a"])).read(2, 5))
+    found = [next(i for i in range(60) if torch.equal(whole[i], image)) for image in few.read(0, 7)]
+    assert found == sorted(set(found))
+    assert found != list(range(7))  # the first ones may all be of one class
+    assert torch.equal(few.read(2, 5), few.read(0, 7)[2:5])
     assert image_set("digits").shape == (1, 8, 8)
     with pytest.raises(ValueError, match="at least 1"):
         image_set(str(sets["a"]), n=0)
@@ -106,7 +110,7 @@ def test_command_line(sets: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
     # pictures of a folder: colour as they were saved, so grey arrays do not fit
     assert main(["compare", str(sets["folder"]), str(sets["b"])]) == 2
     error = capsys.readouterr().err
-    assert "resize one of them" in error
+    assert "--size, --channels" in error
     assert error.count("\n") == 1
     assert main(["compare", str(sets["folder"]), str(sets["folder"]), "--extractor", "pixels", "--metrics", "fd"]) == 0
     assert main(["compare", str(sets["a"]), "/nowhere/b.npy"]) == 2
@@ -139,3 +143,39 @@ def test_two_processes_print_one_table_with_the_numbers_of_one(sets: dict[str, P
         assert done.stdout.count("against") == 1
         numbers[count] = json.loads(out.read_text())
     assert numbers[1] == numbers[2]
+
+
+def test_a_cache_knows_how_files_are_read_and_survives_damage(sets: dict[str, Path], tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.load(sets["a"]), b=np.load(sets["b"]))
+    options = {"extractor": "pixels", "groups": ("fd", "kid"), "cache": tmp_path / "c", "controls": False}
+    a, b = (ArraySet(tmp_path / "two.npz", key=key) for key in "ab")
+    assert compare(a, b, **options)["generated"]["FD"].value > 0.1  # type: ignore[arg-type]
+    small, cut = (FolderSet(sets["folder"], size=4, **crop) for crop in ({}, {"crop": 6}))
+    first = compare(small, small, **options)["generated"]["KID"]  # type: ignore[arg-type]
+    assert compare(cut, small, **options)["generated"]["KID"].value != first.value  # type: ignore[arg-type]
+    files = sorted((tmp_path / "c" / "features").iterdir())
+    files[0].write_bytes(b"")
+    files[1].write_bytes(files[1].read_bytes()[:200])
+    assert compare(a, b, **options)["generated"]["FD"].value > 0.1  # type: ignore[arg-type]
+    moments = {**options, "groups": ("fd",)}
+    expected = compare(a, b, **moments)["generated"]["FD"].value  # type: ignore[arg-type]
+    for file in (tmp_path / "c" / "moments").iterdir():
+        file.write_bytes(b"not a file of tensors")
+    assert compare(a, b, **moments)["generated"]["FD"].value == expected  # type: ignore[arg-type]
+
+
+def test_tensors_and_what_cannot_be_said(sets: dict[str, Path], tmp_path: Path) -> None:
+    x = pictures(50)
+    assert compare(x, x, extractor="pixels", groups="fd", cache=tmp_path, controls=False)["generated"]["FD"].value == pytest.approx(
+        0, abs=1e-9
+    )
+    with pytest.raises(ValueError, match="--train"):
+        compare(x, x, groups=("memorisation",), cache=tmp_path)
+    with pytest.raises(ValueError, match="takes nothing after a colon"):
+        compare(x, x, extractor="pixels:3", cache=tmp_path)
+    with pytest.raises(ValueError, match="no metrics are asked for"):
+        compare(x, x, groups=(), cache=tmp_path)
+    few = compare(x[:10], x, pictures(40, seed=4), extractor="pixels", cache=tmp_path)["generated"]
+    assert "FD" in few
+    assert any("no C_T" in note for result in few.values() for note in result.notes)
+    assert len(compare(x, x, groups=("fd",), n=20, extractor="pixels", cache=tmp_path)["generated"]) == 1

@@ -456,3 +456,24 @@ def test_resize_is_tensorflow_ones() -> None:
     assert torch.equal(resize_tf1(y, 299, 299), y)
     constant = resize_tf1(torch.full((1, 1, 28, 28), 0.3), 299, 299)
     assert torch.equal(constant, torch.full_like(constant, 0.3))
+
+
+def test_a_module_is_named_by_what_it_computes() -> None:
+    """The same weights under another activation, or in a class with another forward, are other features."""
+    linear = torch.nn.Linear(4, 3)
+
+    class Doubled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * self.inner(x.flatten(1))
+
+    made = [
+        torch.nn.Sequential(torch.nn.Flatten(), linear, kind)
+        for kind in (torch.nn.ReLU(), torch.nn.Tanh(), torch.nn.ELU(0.5), torch.nn.ELU(0.7))
+    ]
+    hashes = {Wrapped(module, name="w", dim=3).hash for module in [*made, Doubled()]}
+    assert len(hashes) == 5
+    assert Wrapped(made[0], name="w", dim=3).hash in hashes

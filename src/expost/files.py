@@ -20,7 +20,12 @@ def cache_folder(*parts: str, root: str | Path | None = None) -> Path:
     """``root`` (default: $XDG_CACHE_HOME/expost or ~/.cache/expost) / parts, created if missing."""
     base = Path(root) if root is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expost"
     folder = base.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {folder} cannot be made ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
     return folder
 
 

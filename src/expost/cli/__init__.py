@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"expost: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("expost: interrupted; a training run continues with the same command and --resume", file=sys.stderr)
+        print("expost: interrupted; the same command goes on from what was kept (expost train with --resume)", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

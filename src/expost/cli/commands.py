@@ -288,7 +288,7 @@ class Cite:
         used = {p.stem.partition("-")[0] for p in (folder.path / "densities").glob("*.safetensors")}
         extra = {"stage": "dai2019", "flow": "durkan2019", "gmm": "pedregosa2011"}
         keys += [extra[name] for name in sorted(used) if name in extra]
-        if any(key.startswith("FD[") for key in folder.results()):
+        if any("FD[" in key for key in folder.results()):
             keys.append("heusel2017")
         echo("\n\n".join(CITATIONS[key] for key in dict.fromkeys(keys)))
 

@@ -50,7 +50,7 @@ class Evaluate:
     interpolation: tuple[str, ...] = ("spherical",)
     """midpoints: spherical, linear, norm-corrected"""
     n: int = 10_000
-    """images on each side, at most the test set's size"""
+    """images on each side, at most as many as the smaller of validation and test set"""
     extractor: str = "classifier"
     """classifier (trained once on the data), pixels, pca:64, random, or inception:WEIGHTS.safetensors"""
     quirks: str = ""
@@ -71,7 +71,6 @@ class Evaluate:
         from expost.evaluate.choose import extractor_of
         from expost.evaluate.quirks import Quirks
         from expost.evaluate.suite import check_groups
-        from expost.files import write_json
         from expost.report import save_panels
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
@@ -88,13 +87,12 @@ class Evaluate:
         if quirks.active:
             echo(f"scores with quirks ({quirks}) are not kept in {self.folder}")
             return
-        write_json(self.folder / "scores.json", scores.to_json())
         rows = {"test images": run.dataset.test.x[:16].cpu(), "reconstructions": run.model.reconstruct(run.dataset.test.x[:16]).cpu()}
         for spec in specs:
             rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
         picture = self.folder / "samples.png"
         save_panels(picture, rows)
-        echo(f"wrote {self.folder / 'scores.json'} and {picture}")
+        echo(f"wrote {self.folder / 'results.json'} and {picture}")
 
 
 @dataclass
@@ -113,8 +111,12 @@ class Compare:
     """groups of metrics: fd, kid, prd, neighbours, memorisation, fld; fd alone streams moments in memory independent of the number of images"""
     size: int | None = None
     """resize pictures of folders to this side"""
+    channels: int | None = None
+    """1 or 3: channels of pictures in folders, where the first one is not typical"""
+    key: str | None = None
+    """array of images in .npz files; default: images, x, data, or the only one"""
     n: int | None = None
-    """images of each set at most, the first ones"""
+    """images of GENERATED and of REAL at most, drawn by the seed; training images are used in full"""
     memory: int = 256
     """megabytes that distances between images may take"""
     controls: bool = True
@@ -140,7 +142,7 @@ class Compare:
         if self.memory < 1:
             raise ValueError(f"--memory must be at least 1 megabyte, not {self.memory}")
         found = compare(
-            self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, n=self.n,
+            self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, channels=self.channels, key=self.key, n=self.n,
             memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(own_device(self.device)) if self.device else None,
         )  # fmt: skip
         if not main:
@@ -157,7 +159,12 @@ class Compare:
         )
         table.notes += dict.fromkeys(note for result in measured.values() for note in result.notes)
         if others:
-            table.notes.append("the last columns are controls: real images in place of generated ones")
+            first = next(iter(found[others[0]].values()))
+            count = first.context["n generated"]
+            own = (
+                "" if count == context["n generated"] else ": not as many as the generated set has, so their FD is not comparable with its"
+            )
+            table.notes.append(f"the last columns are controls, {count} real images in place of generated ones{own}")
         if self.controls and self.train is None:
             table.notes.append("give --train for the controls that matter most: training images, and the same moved by a pixel")
         echo(table)

@@ -28,7 +28,7 @@ class Reproduce:
     runs: Path = Path("runs/lab")
     """folder of the runs"""
     out: Path | None = None
-    """folder of report and pictures; default: runs/reproduce/TARGET-BUDGET-SEED"""
+    """folder of report and pictures; default: runs/reproduce/TARGET-DATA-BUDGET-SEED"""
     device: str | None = None
     """cpu, cuda, mps"""
 
@@ -50,7 +50,8 @@ class Reproduce:
         data = self.data or target.data
         lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say)
         made = target.make(lab)
-        out = self.out or Path("runs/reproduce") / f"{self.target.replace('/', '-')}-{self.budget}-{self.seed}"
+        name = f"{self.target.replace('/', '-')}-{Path(data).name}-{self.budget}-{self.seed}"
+        out = self.out or Path("runs/reproduce") / name
         sections = [Section(table.title or target.summary, tables=[table]) for table in made.tables]
         if made.maps:
             save_maps(out / "maps.png", made.maps)

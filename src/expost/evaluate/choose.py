@@ -32,6 +32,8 @@ def extractor_of(
         dataset: what is scored.
     """
     kind, _, rest = name.partition(":")
+    if rest and kind in ("classifier", "pixels", "random"):
+        raise ValueError(f'"{kind}" takes nothing after a colon here, not "{rest}": a run is scored by the extractor of its own data')
     if len(dataset.shape) != 3:
         raise ValueError(f"extractors are for images (C, H, W): {dataset.name} has data of shape {tuple(dataset.shape)}")
     shape = (dataset.shape[0], dataset.shape[1], dataset.shape[2])

@@ -27,7 +27,7 @@ from expost.evaluate.suite import GROUPS, MEMORY, Reference, check_groups, measu
 from expost.files import cache_folder, load_tensors, save_tensors
 from expost.hashes import content_hash
 from expost.results import Result
-from expost.seeds import seed_from
+from expost.seeds import permutation, seed_from
 
 __all__ = ["compare", "extractor_for", "image_set"]
 
@@ -35,38 +35,62 @@ __all__ = ["compare", "extractor_for", "image_set"]
 CALIBRATION = 4096
 
 
-def image_set(source: str, *, size: int | None = None, n: int | None = None, split: str = "test") -> ImageSet:
-    """Images of a folder, a ``.npy`` or ``.npz`` file, or a split of a data set by name; the first ``n``."""
+def image_set(
+    source: str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    key: str | None = None,
+    n: int | None = None,
+    split: str = "test",
+    seed: int = 0,
+) -> ImageSet:
+    """Images of a data set by name (one split of it), a folder, or a ``.npy`` or ``.npz`` file; ``n`` of them drawn by the seed.
+
+    Args:
+        size, channels: of pictures in a folder.
+        key: of an array in an archive.
+    """
     path = Path(source)
     found: ImageSet
     if path.suffix in (".npy", ".npz"):
-        found = ArraySet(path)
-    elif path.is_dir() and not any(path.glob("*.parquet")):
-        found = FolderSet(path, size=size)
+        found = ArraySet(path, key=key)
+    elif path.is_dir() and not any(path.glob("*.parquet")) and source not in {name for name, _, _ in data.names()}:
+        found = FolderSet(path, size=size, channels=channels)
     else:
         dataset = data.load(source)
         found = InMemory(getattr(dataset, split).x, f"{dataset.name} {split}")
-    return found if n is None or n >= len(found) else _First(found, n)
+    return drawn(found, n, seed)
 
 
-class _First:
-    """The first n images of a set."""
+def drawn(images: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """``n`` images of a set, drawn at random (a folder's first ones may all be of one class), in their order; all, if there are no more."""
+    if n is not None and n < 1:
+        raise ValueError(f"the number of images must be at least 1, not {n}")
+    return images if n is None or n >= len(images) else _Drawn(images, n, seed)
 
-    def __init__(self, images: ImageSet, n: int) -> None:
-        if n < 1:
-            raise ValueError(f"the number of images must be at least 1, not {n}")
-        self.images, self.n, self.name, self.shape = images, n, images.name, images.shape
+
+class _Drawn:
+    """n images of a set, in order."""
+
+    def __init__(self, images: ImageSet, n: int, seed: int) -> None:
+        self.images, self.seed, self.name, self.shape = images, seed, images.name, images.shape
+        self.index = permutation(len(images), "drawn images", seed)[:n].sort().values.tolist()
 
     def __len__(self) -> int:
-        return self.n
+        return len(self.index)
 
     def read(self, start: int, stop: int) -> Tensor:
-        return self.images.read(start, stop)
+        if stop <= start:
+            return self.images.read(0, 0)
+        return torch.cat([self.images.read(i, i + 1) for i in self.index[start:stop]])
 
 
 def extractor_for(name: str, images: ImageSet) -> Extractor:
-    """An extractor for images of this kind: untrained ones take their scale from the first :data:`CALIBRATION` of them."""
+    """An extractor for images of this kind: untrained ones take their scale from :data:`CALIBRATION` of them, drawn at random."""
     kind, _, rest = name.partition(":")
+    if rest and kind in ("pixels", "random"):
+        raise ValueError(f'"{kind}" takes nothing after a colon, not "{rest}"')
     if kind == "classifier":
         if not rest:
             raise ValueError("a classifier needs labelled images to train on: write classifier:mnist, or any labelled data set")
@@ -75,22 +99,23 @@ def extractor_for(name: str, images: ImageSet) -> Extractor:
         return inception_of(rest)
     if kind == "pixels":
         return Pixels(images.shape)
-    first = images.read(0, min(len(images), CALIBRATION))
-    if kind == "pca":
-        return PCAFeatures.of(first, whole(rest or "64", "pca"))
-    if kind == "random":
-        return RandomNetwork(images.shape).calibrated(first)
+    if kind in ("pca", "random"):
+        some = drawn(images, CALIBRATION, 0)
+        x = some.read(0, len(some))
+        return PCAFeatures.of(x, whole(rest or "64", "pca")) if kind == "pca" else RandomNetwork(images.shape).calibrated(x)
     raise ValueError(f'there is no extractor "{name}": choose random, pixels, pca:64, classifier:DATA, or inception:WEIGHTS.safetensors')
 
 
 def compare(
-    generated: str | ImageSet,
-    real: str | ImageSet,
-    train: str | ImageSet | None = None,
+    generated: str | ImageSet | Tensor,
+    real: str | ImageSet | Tensor,
+    train: str | ImageSet | Tensor | None = None,
     *,
     extractor: str | Extractor = "random",
     groups: Iterable[str] = GROUPS,
     size: int | None = None,
+    channels: int | None = None,
+    key: str | None = None,
     n: int | None = None,
     memory: int = MEMORY,
     seed: int = 0,
@@ -101,11 +126,12 @@ def compare(
     """All metrics of ``generated`` against ``real`` images: {"generated": {metric: result}, "training images": ..., other controls}.
 
     Args:
-        generated, real, train: sets, or what :func:`image_set` reads.
+        generated, real, train: sets, tensors (n, C, H, W), or what :func:`image_set` reads. Without ``train`` nothing is said of memorisation.
         extractor: an extractor, or the name of one for :func:`extractor_for`.
         groups: of metrics; ``("fd",)`` alone needs moments only, in memory that does not depend on the number of images.
-        size: side to which pictures of folders are resized.
-        n: images of each set at most.
+        size, channels: of pictures in folders.
+        key: of arrays in archives.
+        n: images of ``generated`` and of ``real`` at most, drawn by the seed; ``train`` is used in full.
         memory: bytes that distances between images may take.
         cache: folder of cached features.
         controls: also measure control sets, of as many images as the smallest set has; without ``train`` only shuffled pixels.
@@ -113,27 +139,36 @@ def compare(
     Under torch.distributed every process must call it with the same arguments, and gets the same numbers as a single one.
     """
     chosen = check_groups(groups)
-    sets = [image_set(s, size=size, n=n) if isinstance(s, str) else s for s in (generated, real)]
-    seen = image_set(train, size=size, split="train") if isinstance(train, str) else train
-    for images in (sets[0], *([seen] if seen is not None else [])):
-        if images.shape != sets[1].shape:
+    if train is None and set(chosen) <= {"memorisation", "fld"}:
+        raise ValueError(f"{' and '.join(chosen)} compare with training images: give them as train (--train)")
+
+    def read(source: str | ImageSet | Tensor, split: str, many: int | None) -> ImageSet:
+        if isinstance(source, str):
+            return image_set(source, size=size, channels=channels, key=key, n=many, split=split, seed=seed)
+        return drawn(InMemory(source) if isinstance(source, Tensor) else source, many, seed)
+
+    made, true = read(generated, "test", n), read(real, "test", n)
+    seen = None if train is None else read(train, "train", None)
+    for images in (made, *([seen] if seen is not None else [])):
+        if images.shape != true.shape:
             raise ValueError(
-                f"{images.name} has images of shape {images.shape}, {sets[1].name} of {sets[1].shape}: resize one of them (--size for folders)"
+                f"{images.name} has images of shape {images.shape}, {true.name} of {true.shape}: bring them to one size and number of channels "
+                "(pictures of folders: size=..., channels=..., on the command line --size, --channels)"
             )
-    judge = extractor_for(extractor, sets[1]) if isinstance(extractor, str) else extractor
-    rows: dict[str, ImageSet] = {"generated": sets[0]}
+    judge = extractor_for(extractor, true) if isinstance(extractor, str) else extractor
+    rows: dict[str, ImageSet] = {"generated": made}
     if controls:
-        rows |= _controls(sets[1], seen, min(len(images) for images in (*sets, seen) if images is not None), seed)
+        rows |= _controls(true, seen, min(len(images) for images in (made, true, seen) if images is not None), seed)
     if chosen == ("fd",):
-        moments = _statistics(judge, sets[1], device, cache)
+        moments = _statistics(judge, true, device, cache)
         found = {}
         for name, images in rows.items():
             own = _statistics(judge, images, device, cache)
             result = frechet_distance(own, moments).result(judge.label)
-            found[name] = {"FD": placed(result, judge.identity, images.name, sets[1].name, (own.n, moments.n, 0), seed)}
+            found[name] = {"FD": placed(result, judge.identity, images.name, true.name, (own.n, moments.n, 0), seed)}
         return found
     known = None if seen is None else _features(judge, seen, device, cache)
-    reference = Reference(judge.identity, judge.label, sets[1].name, _features(judge, sets[1], device, cache), known, cache, memory)
+    reference = Reference(judge.identity, judge.label, true.name, _features(judge, true, device, cache), known, cache, memory)
     return {
         name: measure(_features(judge, images, device, cache), reference, name=images.name, groups=chosen, seed=seed)
         for name, images in rows.items()
@@ -159,25 +194,30 @@ class _Altered:
 def _controls(real: ImageSet, train: ImageSet | None, n: int, seed: int) -> dict[str, ImageSet]:
     found: dict[str, ImageSet] = {}
     if train is not None:
-        copies = _First(train, n)
+        copies = drawn(train, n, seed)
         found = {"training images": copies, "jittered training images": _Altered(copies, jitter, "jittered training images", seed)}
-    return found | {"shuffled pixels": _Altered(_First(real, n), shuffle_pixels, "shuffled pixels", seed)}
+    return found | {"shuffled pixels": _Altered(drawn(real, n, seed), shuffle_pixels, "shuffled pixels", seed)}
 
 
 def _statistics(extractor: Extractor, images: ImageSet, device: torch.device | str | None, cache: str | Path | None) -> FeatureStats:
     """Moments of a set's features, from the cache where its files are known to it."""
-    key = _key(images)
+    key, processes = _key(images), Processes()
     if key is None:
         return set_statistics(extractor, images, device=device)
     facts = {"extractor": extractor.identity, "images": f"{key} {len(images)} {images.shape}"}
     name = hashlib.sha256(" ".join(facts.values()).encode()).hexdigest()[:24]
     path = cache_folder("moments", root=cache) / f"{name}.safetensors"
+    kept: FeatureStats | None = None
     if path.is_file():
-        tensors, found = load_tensors(path, "cached moments of features")
-        if found == facts:
-            return FeatureStats(int(tensors["n"]), tensors["mean"], tensors["scatter"])
+        try:
+            tensors, found = load_tensors(path, "cached moments of features")
+            kept = FeatureStats(int(tensors["n"]), tensors["mean"], tensors["scatter"]) if found == facts else None
+        except (ValueError, KeyError):  # damaged: made again
+            pass
+    if processes.agreed(kept is not None) and kept is not None:
+        return kept
     made = set_statistics(extractor, images, device=device)
-    if Processes().rank == 0:
+    if processes.rank == 0:
         save_tensors(path, {"n": torch.tensor(made.n), "mean": made.mean, "scatter": made.scatter}, facts)
     return made
 
@@ -189,25 +229,29 @@ def _features(extractor: Extractor, images: ImageSet, device: torch.device | str
         return set_features(extractor, images, device=device)
     name = hashlib.sha256(f"{extractor.identity} {key} {len(images)} {images.shape}".encode()).hexdigest()[:24]
     path = cache_folder("features", root=cache) / f"{name}.npy"
+    kept: np.ndarray | None = None
     if path.is_file():
-        found = np.load(path, mmap_mode="c", allow_pickle=False)
-        if found.shape == (len(images), extractor.dim):
-            return torch.from_numpy(found)
+        try:
+            kept = np.load(path, mmap_mode="c", allow_pickle=False)
+        except (ValueError, EOFError, OSError):  # damaged: made again
+            pass
+    good = kept is not None and kept.shape == (len(images), extractor.dim) and kept.dtype == np.float32
+    if Processes().agreed(good) and kept is not None:
+        return torch.from_numpy(kept)
     return set_features(extractor, images, device=device, out=path)
 
 
 def _key(images: ImageSet) -> str | None:
-    """What the content of a set is filed under: SHA-256 of its files or of its tensor; None for what is computed."""
-    if isinstance(images, _First):
+    """What a set is filed under: SHA-256 of its files and how they are read, or of its tensor; None for what is computed on the way."""
+    if isinstance(images, _Drawn):
         inner = _key(images.images)
-        return None if inner is None else f"{inner} first {images.n}"
+        return None if inner is None else f"{inner} {len(images)} drawn by {images.seed}"
     if isinstance(images, InMemory):
         return content_hash(images.x)
-    files = images.files if isinstance(images, FolderSet) else [images.path] if isinstance(images, ArraySet) else None
-    if files is None:
+    if not isinstance(images, FolderSet | ArraySet):
         return None
-    digest = hashlib.sha256()
-    for file in files:
+    digest = hashlib.sha256(images.how.encode())
+    for file in images.files if isinstance(images, FolderSet) else [images.path]:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

@@ -132,6 +132,8 @@ def feature_likelihood(
         ((side[:, varying].double() - mean[varying]) / std[varying]).float()
         for side in (generated[draw[:size].to(test.device)], test, train)
     )
+    if not bool(torch.isfinite(generated.sum() + train.sum())):
+        raise ValueError("features are too far from the test set's scale for float32: divide all sets by one constant, or look at them")
     d = test.shape[1]
     mixture = Mixture(generated).fit(train, steps=steps, tolerance=tolerance, memory=memory)
     half = min(size, len(train) // 2)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -227,7 +228,7 @@ class Wrapped(Extractor):
     """Features of your own: ``function`` maps float32 images in [0, 1] (n, C, H, W) to (n, dim).
 
     Args:
-        function: a module (a copy in evaluation mode is kept, and its state enters the hash), or any function.
+        function: a module (a copy in evaluation mode is kept; its state, structure and the code of its classes enter the hash), or any function.
         name: what the features are called in every score.
         dim: their number.
         version: what else determines them (the code, its preprocessing). Required for a plain function, whose inside cannot be hashed.
@@ -251,7 +252,10 @@ class Wrapped(Extractor):
         network = copy.deepcopy(self.function).eval().requires_grad_(False) if isinstance(self.function, nn.Module) else None
         if network is None and self.version is None:
             raise ValueError("a plain function cannot be hashed: say what determines its features with version='...'")
-        config = {"kind": "wrapped", "class": getattr(type(self.function), "__qualname__", ""), "name": self.name, "version": self.version}
+        config = {"kind": "wrapped", "name": self.name, "version": self.version}
+        if network is not None:
+            config["structure"] = str(network)  # activations have no state
+            config["code"] = _code_of(network)
         _set(self, network=network, hash=state_hash(network.state_dict() if network is not None else {}, config))
 
     def to(self, device: torch.device | str) -> Wrapped:
@@ -259,6 +263,18 @@ class Wrapped(Extractor):
 
     def features(self, x: Tensor) -> Tensor:
         return self.function(x) if self.network is None else self.network(x)
+
+
+def _code_of(network: nn.Module) -> str:
+    """The source of every class of a network that is not torch's, in order of names; where it cannot be read, the name alone."""
+    kinds = {type(m) for m in network.modules() if not type(m).__module__.startswith("torch.")}
+    texts = []
+    for kind in sorted(kinds, key=lambda k: (k.__module__, k.__qualname__)):
+        try:
+            texts.append(inspect.getsource(kind))
+        except (OSError, TypeError):
+            texts.append(f"{kind.__module__}.{kind.__qualname__}")
+    return "\n".join(texts)
 
 
 def _set(frozen: object, **values: object) -> None:

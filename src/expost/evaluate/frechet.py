@@ -319,7 +319,7 @@ def _notes(n: int, dim: int) -> tuple[str, ...]:
 
 
 def _checked(side: Tensor | FeatureStats, which: str) -> Tensor | FeatureStats:
-    if isinstance(side, Tensor):
+    if not isinstance(side, FeatureStats):
         side = feature_matrix(side, what=f"features of the {which} set")
     elif not (torch.isfinite(side.mean).all() and torch.isfinite(side.scatter).all()):
         raise ValueError(f"the statistics of the {which} set hold NaN or infinity: recompute them from finite features")

@@ -56,6 +56,10 @@ class Processes:
                 "or with alone=True in one"
             )
 
+    def agreed(self, flag: bool) -> bool:
+        """Whether ``flag`` is true in every process; all must ask. So that none goes into shared work that another leaves out."""
+        return all(bool(part.item()) for part in self.gather(torch.tensor([[int(flag)]]), [1] * self.world))
+
     def gather(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The (counts[r], d) rows of every process r, on the CPU; ``rows`` are those of this one."""
         if self.world == 1:

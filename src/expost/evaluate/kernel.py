@@ -20,7 +20,7 @@ are computed once per pair, and of any size: the result depends on the block siz
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isfinite, isqrt
 
 import torch
 from torch import Tensor
@@ -77,6 +77,7 @@ def kernel_distance(
     context: dict[str, str | int | float] = {"kernel": "(x.y/d + 1)^3", "precision": str(dtype).removeprefix("torch.")}
     if subsets is None:
         value, error = _exact(generated.to(dtype), real.to(dtype), tile)
+        _check_finite(value)
         return Result("kernel distance", value, error, n, notes=_notes(n), context={**context, "subsets": "all rows"})
 
     if subsets < 2:
@@ -96,7 +97,13 @@ def kernel_distance(
         notes += (f"{subsets} subsets of {size} rows overlap: the error is that of drawing subsets, subsets=None gives that of the data",)
     std = float(values.std())
     context |= {"subsets": subsets, "size": size, "seed": seed}
+    _check_finite(float(values.sum()))
     return Result("kernel distance", float(values.mean()), std / subsets**0.5, n, notes=notes, details={"std": std}, context=context)
+
+
+def _check_finite(value: float) -> None:
+    if not isfinite(value):
+        raise ValueError("features are too large for the cubes of their products: divide both sets by one constant")
 
 
 def _unbiased(x: Tensor, y: Tensor, tile: int) -> float:

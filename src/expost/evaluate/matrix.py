@@ -16,6 +16,8 @@ __all__ = ["canonical_order", "feature_matrix", "feature_pair"]
 
 def feature_matrix(features: Tensor, dim: int | None = None, what: str = "features") -> Tensor:
     """``features`` without their graph, if they are a finite floating matrix (n, d); otherwise ``ValueError``."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{what} must be a tensor (n, d), not {type(features).__name__}: convert them with torch.as_tensor(...)")
     if features.dim() != 2 or features.shape[1] == 0 or not features.is_floating_point():
         raise ValueError(
             f"{what} must be a floating-point matrix (n, d), not {features.dtype} of shape {tuple(features.shape)}: pass one row per image"

@@ -46,6 +46,8 @@ __all__ = [
 
 #: A cell counts if it holds more than this many generated points (tau = 20/m, as in the code of Jiralerspong et al. 2023) and test points.
 CELL = 20
+#: Training points from which cells are found.
+ROWS = 10_000
 FEW = 1000
 
 
@@ -138,12 +140,12 @@ def copy_distance(
 def cells_of(train: Tensor, cells: int = 3, *, seed: int = 0, memory: int = MEMORY) -> Tensor:
     """Centres (cells, d) float64 of k-means cells of the training set (:func:`expost.evaluate.clusters.lloyd`).
 
-    Found on as many random training points as half of ``memory`` holds: the test of :func:`data_copying` is valid for any partition.
+    Found on at most :data:`ROWS` random training points: the test of :func:`data_copying` is valid for any partition.
     Cells depend on the seed and on the order of rows; there are fewer where the points have fewer distinct values.
     """
     if not 1 <= cells <= len(train):
         raise ValueError(f"{len(train)} training points cannot be split into {cells} cells: choose 1 <= cells <= {len(train)}")
-    rows = max(memory // (16 * train.shape[1]), cells)
+    rows = max(ROWS, cells)
     some = train if rows >= len(train) else train[permutation(len(train), "cells", seed)[:rows].to(train.device)]
     labels = lloyd(some, cells, seed=seed, memory=memory // 2).labels[0].to(train.device)
     sums = torch.zeros(cells, train.shape[1], dtype=torch.float64, device=train.device)

@@ -112,7 +112,9 @@ class PCAFeatures(Extractor):
         values, vectors = values.flip(0), vectors.flip(1)
         rank = int((values > values[0].clamp(min=0) * max(rows.shape) * torch.finfo(torch.float64).eps).sum())
         if rank < dim:
-            raise ValueError(f"{n} images that vary in {rank} directions have no {dim} components: give dim={rank} at most, or more images")
+            raise ValueError(
+                f"{n} images that vary in {rank} directions have no {dim} components: give dim={rank} at most (pca:{rank}), or more images"
+            )
         found = vectors[:, :dim].T
         if wide:  # eigenvectors of the smaller matrix, turned into those of the covariance
             found = torch.linalg.qr((found @ rows).T).Q.T

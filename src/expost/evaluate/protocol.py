@@ -15,6 +15,7 @@ pixel, and images with shuffled pixels. All sets have the same size n, because a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ from expost.autoencoder import Autoencoder
 from expost.density.base import Density
 from expost.evaluate.controls import CONTROLS, control_sets
 from expost.evaluate.features import Extractor
+from expost.evaluate.gather import Processes
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.quirks import Quirks
 from expost.evaluate.sets import Generated, ImageSet, InMemory, Mapped, set_features
@@ -50,7 +52,8 @@ DEFAULT: tuple[str, ...] = ("fd", "prd")
 
 #: Where the metrics are computed.
 MODULES = (
-    "clusters", "controls", "feature_mixture", "frechet", "interpolate", "kernel", "memorisation", "neighbours", "precision_recall", "search", "suite",
+    "clusters", "controls", "feature_mixture", "features", "frechet", "interpolate", "kernel", "matrix", "memorisation", "neighbours",
+    "precision_recall", "search", "sets", "suite",
 )  # fmt: skip
 
 
@@ -67,6 +70,7 @@ class Scores:
         seed: of samples, pairs, subsets.
         notes: about the extractor, sample sizes, quirks.
         code: of the metrics, see :func:`metrics_code`.
+        reference: what everything is compared with.
     """
 
     label: str
@@ -77,6 +81,7 @@ class Scores:
     seed: int
     notes: tuple[str, ...] = field(default=())
     code: str = ""
+    reference: str = "test images"
 
     @property
     def values(self) -> dict[str, float]:
@@ -91,7 +96,8 @@ class Scores:
         """How near the sets are to the test set; the last four rows are controls."""
         found = [m for m in QUALITY if any(m in results for results in self.rows.values())]
         columns = ("what", *(self.label if m == "FD" else m for m in found), "MSE per pixel")
-        notes = [f"n = {self.n} images on each side, seed {self.seed}; reference: test images", *self.notes]
+        notes = [f"n = {self.n} images on each side, seed {self.seed}; reference: {self.reference}", *self.notes]
+        notes += self._warnings(found)
         if "F8" in found:
             notes.append("F8 weighs recall, F1/8 precision; rows below the samples are real images, as controls")
         table = Table(columns, title=title, notes=notes)
@@ -111,9 +117,26 @@ class Scores:
         table = Table(("what", *found), title=title, notes=notes)
         for row, results in self.rows.items():
             table.add(row, *(_cell(results.get(m)) for m in found))
-            if "AuthPct" in results:
-                notes += [f"{row}: {note}" for note in results["AuthPct"].notes if note.startswith("no ")]
+        notes += self._warnings(found)
         return table
+
+    def _warnings(self, metrics: Iterable[str]) -> list[str]:
+        """Notes of results, each once: plain where every row bears it, else with its rows."""
+        rows: dict[str, list[str]] = {}
+        for row, results in self.rows.items():
+            for note in dict.fromkeys(note for m in metrics if m in results for note in results[m].notes):
+                rows.setdefault(note, []).append(row)
+        return [note if len(where) == len(self.rows) else f"{', '.join(where)}: {note}" for note, where in rows.items()]
+
+    def joined(self, old: Mapping[str, Any] | None) -> Scores:
+        """These scores and what an earlier measurement of the same kind has beyond them: other metrics, rows, groups."""
+        kind = (self.label, self.n, self.seed, self.code, self.reference, list(self.notes), self.mse)
+        if old is None or tuple(old.get(k) for k in ("label", "n", "seed", "code", "reference", "notes", "mse")) != kind:
+            return self
+        before = Scores.from_json(old)
+        rows = {row: {**before.rows.get(row, {}), **self.rows.get(row, {})} for row in dict.fromkeys((*self.rows, *before.rows))}
+        ordered = {row: rows[row] for row in sorted(rows, key=lambda r: r.startswith("control: "))}
+        return dataclasses.replace(self, rows=ordered, groups=check_groups((*before.groups, *self.groups)))
 
     def tables(self, title: str = "") -> list[Table]:
         second = self.memorisation("Memorisation: " + title if title else "Memorisation")
@@ -123,14 +146,22 @@ class Scores:
         rows = {row: {metric: result.to_json() for metric, result in results.items()} for row, results in self.rows.items()}
         return {
             "label": self.label, "rows": rows, "groups": list(self.groups), "mse": self.mse, "n": self.n, "seed": self.seed, "notes": list(self.notes),
-            "code": self.code,
+            "code": self.code, "reference": self.reference,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scores:
         rows = {row: {m: Result.from_json(r) for m, r in results.items()} for row, results in value["rows"].items()}
         return cls(
-            value["label"], rows, tuple(value["groups"]), value["mse"], value["n"], value["seed"], tuple(value["notes"]), value["code"]
+            value["label"],
+            rows,
+            tuple(value["groups"]),
+            value["mse"],
+            value["n"],
+            value["seed"],
+            tuple(value["notes"]),
+            value["code"],
+            value["reference"],
         )
 
 
@@ -162,7 +193,7 @@ def score(
         train: training images, for controls and for metrics of memorisation; without them the controls are drawn from ``val``.
         groups: of metrics, see :mod:`expost.evaluate.suite`.
         interpolations: which midpoints, among :data:`INTERPOLATIONS`.
-        n: images per set, at most the size of the smaller split.
+        n: images per set, at most the size of the smaller of the two splits.
         quirks: departures of the papers' code from their text; none by default.
         name: of the reference set.
         cache: folder of cached features and controls; the user's by default.
@@ -174,9 +205,10 @@ def score(
     n = min(n, len(val), len(test))
     if n < 2:
         raise ValueError("scoring needs at least two validation and two test images")
-    held_out, val = val, quirks.validation(val, train)
+    fresh = test if quirks.validation_reference else val  # real images that are neither seen nor the reference
+    real = quirks.reference(test, val=val, train=train)[:n]
+    val = quirks.validation(val, train)
     device = model.device
-    real = quirks.reference(test, val=held_out, train=train)[:n]
     reference = Reference.of(extractor, quirks.real(real), train, name=name, cache=cache, device=device)
     rows: dict[str, dict[str, Result]] = {}
 
@@ -204,9 +236,10 @@ def score(
             both = joined(model)
             add(f"reconstruction through {spec}", quirks.reconstruct(both, val[:n], seed=seed))
             midpoints(both, f" through {spec}")
-    rows |= _controls(extractor, reference, held_out, held_out if train is None else train, n, chosen, seed, cache, device)
-    every = (*notes, *quirks.describe(), *rows["reconstruction"]["FD"].notes) if "fd" in chosen else (*notes, *quirks.describe())
-    return Scores(extractor.label, rows, chosen, _mse(model, test), n, seed, tuple(dict.fromkeys(every)), metrics_code())
+    rows |= _controls(extractor, reference, fresh, fresh if train is None else train, n, chosen, seed, cache, device)
+    kind = "validation" if quirks.validation_reference else "training" if quirks.training_reference else "test"
+    every = tuple(dict.fromkeys((*notes, *quirks.describe())))
+    return Scores(extractor.label, rows, chosen, _mse(model, test, quirks, seed), n, seed, every, metrics_code(), f"{kind} images")
 
 
 def _controls(
@@ -224,15 +257,25 @@ def _controls(
     sets = control_sets(val, train, n, seed=seed)
     parts = [extractor.identity, reference.key, *groups, n, seed, *(content_hash(sets[c]) for c in CONTROLS), metrics_code()]
     path = cache_folder("controls", root=cache) / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.json"
-    if path.is_file():
-        saved = read_json(path, "cached controls")
+    saved = _saved(path)
+    processes = Processes()
+    if processes.agreed(saved is not None) and saved is not None:
         return {row: {m: Result.from_json(r) for m, r in results.items()} for row, results in saved.items()}
     made = {}
     for row, images in sets.items():
         features = set_features(extractor, images, device=device)
         made[f"control: {row}"] = measure(features, reference, name=row, groups=groups, seed=seed)
-    write_json(path, {row: {m: r.to_json() for m, r in results.items()} for row, results in made.items()})
+    if processes.rank == 0:
+        write_json(path, {row: {m: r.to_json() for m, r in results.items()} for row, results in made.items()})
     return made
+
+
+def _saved(path: Path) -> Any:
+    """The JSON of a cache file, or None where there is none that can be read: it is then made again."""
+    try:
+        return read_json(path, "cached controls") if path.is_file() else None
+    except ValueError:
+        return None
 
 
 @remembered
@@ -245,6 +288,9 @@ def _cell(result: Result | None) -> float | None:
     return None if result is None else result.value
 
 
-def _mse(model: Autoencoder, x: Tensor) -> float:
-    total = sum(float((model.reconstruct(b) - unit(b.to(model.device))).square().sum(dtype=torch.float64)) for b in batches(x, 1000))
+def _mse(model: Autoencoder, x: Tensor, quirks: Quirks, seed: int) -> float:
+    total = 0.0
+    for i, b in enumerate(batches(x, 1000)):
+        shown = quirks.reconstruct(model, b, seed=seed + i)
+        total += float((shown - unit(b.to(model.device))).square().sum(dtype=torch.float64))
     return total / x.numel()

@@ -56,6 +56,8 @@ class FolderSet:
         if not files:
             raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): give another folder")
         self.files, self.name, self._decoder = sorted(files), name or folder.name, Decoder(crop, size)
+        #: How files become images: with their content, what the images are.
+        self.how = f"crop {crop}, size {size}, channels {channels}"
         first = self._picture(self.files[0])
         self.shape: Shape = (channels or first.shape[2], first.shape[0], first.shape[1])
 
@@ -99,6 +101,8 @@ class ArraySet:
     def __init__(self, path: str | Path, *, key: str | None = None, name: str | None = None) -> None:
         self.path = Path(path)
         self.name = name or self.path.name
+        #: How the file becomes images: with its content, what the images are.
+        self.how = f"key {key}"
         try:
             if not self.path.is_file():
                 raise ValueError("there is no such file: check the path")
@@ -153,7 +157,10 @@ def _header(file: Path, start: int, stop: int | None = None) -> _Place:
     """The array in .npy format that begins at byte ``start`` of a file (and ends at ``stop``)."""
     with file.open("rb") as stream:
         stream.seek(start)
-        version = np.lib.format.read_magic(stream)
+        try:
+            version = np.lib.format.read_magic(stream)
+        except ValueError:
+            raise ValueError("it is not an array that numpy wrote: save it again with numpy.save") from None
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"numpy format {version} is not read: save plain numbers (uint8 or float32) instead")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ from expost.evaluate.feature_mixture import feature_likelihood
 from expost.evaluate.features import Extractor, cached_features
 from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
 from expost.evaluate.kernel import kernel_distance
+from expost.evaluate.matrix import feature_pair
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.precision_recall import prd
 from expost.evaluate.search import MEMORY, nearest
 from expost.files import cache_folder, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name
+from expost.identity import code_hash
 from expost.results import Result
-from expost.seeds import permutation
 
 __all__ = ["COPYING", "GROUPS", "QUALITY", "Reference", "check_groups", "measure", "placed"]
 
@@ -52,13 +54,13 @@ QUALITY = ("FD", "FD∞", "KID", "F8", "F1/8", "precision", "recall", "density",
 COPYING = ("AuthPct", "C_T", "NN ratio", "copy distance", "FLD", "FLD gap")
 #: FD∞ is fifteen distances: cheap for small features, minutes for Inception's.
 EXTRAPOLATED_UP_TO = 512
-#: Part of the cache key of distances between real images: raise it when their definition changes.
-VERSION = 1
 
 
 def check_groups(groups: Iterable[str]) -> tuple[str, ...]:
     """``groups`` in the order of :data:`GROUPS`; ``ValueError`` names what exists."""
-    wanted = set(groups)
+    wanted = {groups} if isinstance(groups, str) else set(groups)
+    if not wanted:
+        raise ValueError(f"no metrics are asked for: choose among {', '.join(GROUPS)}")
     unknown = sorted(wanted - set(GROUPS))
     if unknown:
         raise ValueError(f'there is no group of metrics "{unknown[0]}": choose among {", ".join(GROUPS)}')
@@ -117,13 +119,17 @@ class Reference:
     @cached_property
     def neighbours(self) -> RealNeighbours:
         """Distances among real images: from the cache, or computed now and kept."""
-        name = hashlib.sha256(f"{self.key} {VERSION}".encode()).hexdigest()[:16]
+        code = code_hash(*(import_module(f"expost.evaluate.{name}") for name in ("matrix", "search", "neighbours")))
+        name = hashlib.sha256(f"{self.key} {code}".encode()).hexdigest()[:16]
         path = cache_folder("neighbours", root=self.cache) / file_name(self.extractor.replace("@", "-"), name)
-        facts = {"real": self.key, "version": VERSION}
+        facts = {"real": self.key, "code": code}
         if path.is_file():
-            tensors, found = load_tensors(path, "cached distances between real images")
-            if found == facts:
-                return RealNeighbours.from_tensors(tensors)
+            try:
+                tensors, found = load_tensors(path, "cached distances between real images")
+                if found == facts:
+                    return RealNeighbours.from_tensors(tensors)
+            except ValueError:  # damaged: made again
+                pass
         made = RealNeighbours.of(self.test, self.train, memory=self.memory)
         save_tensors(path, made.tensors(), facts)
         return made
@@ -157,30 +163,53 @@ def measure(
         metric -> result, with the names of :data:`QUALITY` and :data:`COPYING`.
     """
     chosen = check_groups(groups)
+    generated, test = feature_pair(generated, reference.test)
+    train, memory = reference.train, reference.memory
+    ways: dict[str, Callable[[], Mapping[str, Result]]] = {
+        "fd": lambda: _distances(generated, reference, seed),
+        "kid": lambda: {"KID": kernel_distance(generated, test, subsets=None, memory=memory)},
+        "prd": lambda: _curves(generated, test, seed, memory),
+        "neighbours": lambda: neighbour_panel(generated, test, real_radii=reference.neighbours.radii, memory=memory).results(),
+    }
+    if train is not None:
+        ways["memorisation"] = lambda: _memorisation(generated, reference, train, seed)
+        ways["fld"] = lambda: _likelihoods(generated, test, train, seed, memory)
     found: dict[str, Result] = {}
-    if "fd" in chosen:
-        distance = frechet_distance(generated, reference.stats)
-        found["FD"] = distance.result(reference.label)
-        if generated.shape[1] <= EXTRAPOLATED_UP_TO and min(len(generated), len(reference.test)) >= 4 * generated.shape[1]:
-            found["FD∞"] = extrapolated(generated, reference.test, seed=seed)
-    if "kid" in chosen:
-        found["KID"] = kernel_distance(generated, reference.test, subsets=None, memory=reference.memory)
-    if "prd" in chosen:
-        n = min(len(generated), len(reference.test))
-        curve = prd(_subset(generated, n, seed), _subset(reference.test, n, seed), seed=seed)
-        found |= {"F8": curve.f8, "F1/8": curve.f1_8}
-    if "neighbours" in chosen:
-        panel = neighbour_panel(generated, reference.test, real_radii=reference.neighbours.radii, memory=reference.memory)
-        found |= panel.results()
-    if reference.train is not None:
-        if "memorisation" in chosen:
-            found |= _memorisation(generated, reference, reference.train, seed)
-        if "fld" in chosen:
-            likelihood = feature_likelihood(generated, reference.test, reference.train, seed=seed, memory=reference.memory)
-            found |= {"FLD": likelihood.fld, "FLD gap": likelihood.gap}
-    trained = 0 if reference.train is None else len(reference.train)
-    sizes = (len(generated), len(reference.test), trained)
+    missing: list[str] = []
+    for group in chosen:
+        if group in ways:
+            try:
+                found |= ways[group]()
+            except ValueError as error:  # too few images for this one
+                missing.append(f"no {group}: {error}")
+        else:
+            missing.append(f"no {group}: it asks how near samples are to training images, and there are none to compare with")
+    if not found:
+        raise ValueError(missing[0].partition(": ")[2])
+    if missing:
+        first = next(iter(found))
+        found[first] = dataclasses.replace(found[first], notes=(*found[first].notes, *missing))
+    sizes = (len(generated), len(test), 0 if train is None else len(train))
     return {metric: placed(result, reference.extractor, name, reference.name, sizes, seed) for metric, result in found.items()}
+
+
+def _distances(generated: Tensor, reference: Reference, seed: int) -> dict[str, Result]:
+    """FD, and FD∞ where fifteen more distances are cheap and lie on a line in 1/n."""
+    distance, (n, d) = frechet_distance(generated, reference.stats).result(reference.label), generated.shape
+    if d <= EXTRAPOLATED_UP_TO and min(n, len(reference.test)) >= 4 * d:
+        return {"FD": distance, "FD∞": extrapolated(generated, reference.test, seed=seed)}
+    why = f"{d} dimensions are more than {EXTRAPOLATED_UP_TO}" if d > EXTRAPOLATED_UP_TO else f"n is below four times the {d} dimensions"
+    return {"FD": dataclasses.replace(distance, notes=(*distance.notes, f"no FD∞: {why}"))}
+
+
+def _curves(generated: Tensor, test: Tensor, seed: int, memory: int) -> dict[str, Result]:
+    curve = prd(generated, test, seed=seed, balance="subsample", memory=memory)
+    return {"F8": curve.f8, "F1/8": curve.f1_8}
+
+
+def _likelihoods(generated: Tensor, test: Tensor, train: Tensor, seed: int, memory: int) -> dict[str, Result]:
+    found = feature_likelihood(generated, test, train, seed=seed, memory=memory)
+    return {"FLD": found.fld, "FLD gap": found.gap}
 
 
 def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: int) -> dict[str, Result]:
@@ -202,10 +231,6 @@ def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: 
             missing.append(f"no {metric}: {error}")
     found["AuthPct"] = dataclasses.replace(found["AuthPct"], notes=(*found["AuthPct"].notes, *missing))
     return found
-
-
-def _subset(features: Tensor, n: int, seed: int) -> Tensor:
-    return features if len(features) == n else features[permutation(len(features), "equal sizes", seed)[:n]]
 
 
 def placed(result: Result, extractor: str, generated: str, reference: str, sizes: tuple[int, int, int], seed: int) -> Result:

@@ -21,6 +21,9 @@ from expost.train import Watch
 
 __all__ = ["Lab"]
 
+#: Before the labels of the lab's own scores in results.json: what users measure on the same run never changes a table.
+KEEP = "lab "
+
 
 def silent(text: str) -> None:
     """Say nothing."""
@@ -90,7 +93,7 @@ class Lab:
         run = self.run(recipe, settings)
         assert run.folder is not None
         extractor, notes = self.extractor(run.dataset)
-        saved = run.folder.results().get(extractor.label, {})
+        saved = run.folder.results().get(f"{KEEP}{extractor.label}", {})
         known = saved.get("code") == metrics_code() and saved["n"] == min(n, len(run.dataset.val.x), len(run.dataset.test.x))
         if known:
             if {f"samples {d}" for d in densities} <= saved["rows"].keys() and set(groups) <= set(saved["groups"]):
@@ -98,7 +101,7 @@ class Lab:
             before = (row.removeprefix("samples ") for row in saved["rows"] if row.startswith("samples "))
             densities, groups = tuple(dict.fromkeys((*before, *densities))), tuple(dict.fromkeys((*saved["groups"], *groups)))
         self.say(f"scoring {recipe}: {', '.join(densities)}")
-        return run.score(extractor, densities=densities, n=n, notes=notes, groups=groups, interpolations=INTERPOLATIONS)
+        return run.score(extractor, densities=densities, n=n, notes=notes, groups=groups, interpolations=INTERPOLATIONS, keep=KEEP)
 
     def extractor(self, dataset: data.Dataset) -> tuple[Extractor, tuple[str, ...]]:
         """The extractor of a data set's scores, and what must be said about it."""

@@ -86,9 +86,9 @@ def c9(lab: Lab) -> Verdict:
     run = lab.run(MODELS["RAE"])
     extractor, _ = lab.extractor(run.dataset)
     test = extract(extractor, run.dataset.test.x[:10_000], device=lab.device)
-    same = prd(test, test, seed=lab.seed).results()
+    same = prd(test, test, seed=lab.seed)
     fresh = scores_of(lab, "RAE").of("F8")["control: held-out images"]
-    itself = min(same["F8"].value, same["F1/8"].value)
+    itself = min(same.f8.value, same.f1_8.value)
     holds = rises and all(0 <= v <= 1 for v in every) and itself > 0.97
     text = f"recall F8, N -> GMM: {text}; test set against itself {itself:.3f}, held-out images {fresh:.3f}"
     return Verdict(

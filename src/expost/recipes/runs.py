@@ -95,10 +95,12 @@ class Run:
         groups: tuple[str, ...] = DEFAULT,
         interpolations: tuple[str, ...] = ("spherical",),
         quirks: Quirks | None = None,
+        keep: str = "",
     ) -> Scores:
         """Scores of reconstructions, samples per density, interpolations, as :func:`expost.evaluate.protocol.score` defines them.
 
-        Kept in the folder's results.json, unless they have quirks.
+        Kept in the folder's results.json under the extractor's label (after ``keep``), joined with earlier ones of the same kind; scores
+        with quirks are not kept.
         """
         if len(self.experiment.task.shape) != 3:
             raise ValueError("Fréchet distances are for images: this run was trained on points")
@@ -112,7 +114,8 @@ class Run:
             groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
         )  # fmt: skip
         if self.folder is not None and (quirks is None or not quirks.active) and Processes().rank == 0:
-            self.folder.add_results(scores.label, scores.to_json())
+            scores = scores.joined(self.folder.results().get(f"{keep}{scores.label}"))
+            self.folder.add_results(f"{keep}{scores.label}", scores.to_json())
         return scores
 
 
