@@ -81,25 +81,23 @@ def test_known_answers_side_by_side(reference: Reference) -> None:
 
 def test_same_numbers_for_batch_sizes_order_and_threads(tmp_path: Path) -> None:
     judge = RandomNetwork((1, 8, 8), dim=16).calibrated(blobs(200, 5))
-    real, made = blobs(300, 0), blobs(300, 2)
-    reference = Reference.of(judge, real, blobs(400, 1), cache=tmp_path)
-    base = measure(extract(judge, made, batch_size=100), reference, name="x")
+    real, made = extract(judge, blobs(300, 0)), extract(judge, blobs(300, 2), batch_size=100)
+    reference = Reference.of(judge, blobs(300, 0), blobs(400, 1), cache=tmp_path)
+    base = measure(made, reference, name="x")
     order = torch.randperm(300, generator=generator("order"))
-    shuffled = Reference(judge.identity, judge.label, "real", extract(judge, real)[order], reference.train, tmp_path)
-    variants = {
-        "one by one": measure(extract(judge, made, batch_size=1), reference, name="x"),
-        "all at once": measure(extract(judge, made, batch_size=10_000), reference, name="x"),
-        "shuffled": measure(extract(judge, made)[order.flip(0)], shuffled, name="x"),
-    }
+    shuffled = Reference(judge.identity, judge.label, "real", real[order], reference.train, tmp_path)
+    variants = {"shuffled": measure(made[order.flip(0)], shuffled, name="x")}
     torch.set_num_threads(2)
     try:
-        variants["two threads"] = measure(extract(judge, made, batch_size=100), reference, name="x")
+        variants["two threads"] = measure(made, reference, name="x")
     finally:
         torch.set_num_threads(1)
+    for size in (1, 10_000):
+        variants[f"batches of {size}"] = measure(extract(judge, blobs(300, 2), batch_size=size), reference, name="x")
     for name, found in variants.items():
         for metric, result in base.items():
-            if metric in ("FD∞", "F8", "F1/8", "C_T", "FLD", "FLD gap"):  # these draw subsets, starts, halves
-                tolerance = {"abs": 4 * (result.error or 0) + 1e-6}
+            if name.startswith("batches") and metric in ("FD∞", "F8", "F1/8", "C_T", "FLD", "FLD gap"):
+                tolerance = {"abs": 4 * (result.error or 0) + 1e-6}  # features that differ by rounding lead to other subsets and starts
             else:
                 tolerance = {"rel": 1e-4, "abs": 1e-6}
             assert found[metric].value == pytest.approx(result.value, **tolerance), (name, metric)
