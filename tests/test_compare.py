@@ -179,3 +179,17 @@ def test_tensors_and_what_cannot_be_said(sets: dict[str, Path], tmp_path: Path) 
     assert "FD" in few
     assert any("no C_T" in note for result in few.values() for note in result.notes)
     assert len(compare(x, x, groups=("fd",), n=20, extractor="pixels", cache=tmp_path)["generated"]) == 1
+
+
+def test_a_hash_of_inceptions_weights_is_checked_from_the_command_line(
+    sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"half of a download")
+    wrong = "0" * 64
+    assert main(["compare", str(sets["a"]), str(sets["b"]), "--extractor", f"inception:{weights}@{wrong}"]) == 2
+    error = capsys.readouterr().err
+    assert f"not {wrong}" in error
+    assert "download it again" in error
+    assert main(["compare", str(sets["a"]), str(sets["b"]), "--extractor", f"inception:{weights}"]) == 2
+    assert "not a safetensors file" in capsys.readouterr().err

@@ -52,7 +52,8 @@ def demo(out: Path, seed: int = 0) -> Table:
             table.add(NAMES[recipe], SHOWN[spec], scores.values[f"samples {spec}"], round(seconds[spec], 2))
             pictures[f"{NAMES[recipe]}, {SHOWN[spec]}"] = run.model.with_prior(run.density(spec)).generate(16, seed=seed).cpu()
         controls = {name: scores.values[f"control: {name}"] for name in ("held-out images", "shuffled pixels")}
-        label, table.notes = scores.label, [f"FD is {scores.label}, n = {scores.n}", *scores.notes]
+        label = scores.label
+        table.notes = [f"FD is {label}, n = {scores.n}", *scores.notes, *scores.rows["reconstruction"]["FD"].notes]
     table.add("real digits", "none: held-out images", controls["held-out images"], None)
     table.add("real digits", "none: shuffled pixels", controls["shuffled pixels"], None)
     out.mkdir(parents=True, exist_ok=True)
