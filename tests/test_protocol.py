@@ -40,6 +40,7 @@ def test_rows_are_those_of_the_paper_and_controls(tmp_path: Path) -> None:
     assert PIXELS.label in text
     assert "control: shuffled pixels" in text
     assert found.memorisation() is None
+    assert "standard errors are at most: F8 0.0" in text
 
 
 def test_each_row_is_the_distance_that_it_says(tmp_path: Path) -> None:

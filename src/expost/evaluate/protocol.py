@@ -40,7 +40,7 @@ from expost.evaluate.suite import COPYING, QUALITY, Reference, check_groups, mea
 from expost.files import cache_folder, read_json, write_json
 from expost.hashes import content_hash
 from expost.identity import code_hash
-from expost.results import Result, Table
+from expost.results import Result, Table, format_number
 from expost.tensors import batches, unit
 
 __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "metrics_code", "score"]
@@ -121,12 +121,21 @@ class Scores:
         return table
 
     def _warnings(self, metrics: Iterable[str]) -> list[str]:
-        """Notes of results, each once: plain where every row bears it, else with its rows."""
+        """Largest standard errors, then notes of results, each once: plain where every row bears it, else with its rows."""
+        metrics = list(metrics)
+        errors = {m: max((r[m].error or 0 for r in self.rows.values() if m in r), default=0.0) for m in metrics}
+        largest = ", ".join(f"{m} {format_number(e)}" for m, e in errors.items() if e > 0)
         rows: dict[str, list[str]] = {}
         for row, results in self.rows.items():
-            for note in dict.fromkeys(note for m in metrics if m in results for note in results[m].notes):
-                rows.setdefault(note, []).append(row)
-        return [note if len(where) == len(self.rows) else f"{', '.join(where)}: {note}" for note, where in rows.items()]
+            whose: dict[str, list[str]] = {}
+            for metric in (m for m in metrics if m in results):
+                for note in results[metric].notes:
+                    whose.setdefault(note, []).append(metric)
+            for note, named in whose.items():
+                said = note if note.startswith("no ") else f"{', '.join(named)}: {note}"
+                rows.setdefault(said, []).append(row)
+        notes = [note if len(where) == len(self.rows) else f"{', '.join(where)}: {note}" for note, where in rows.items()]
+        return [f"standard errors are at most: {largest}"] * bool(largest) + notes
 
     def joined(self, old: Mapping[str, Any] | None) -> Scores:
         """These scores and what an earlier measurement of the same kind has beyond them: other metrics, rows, groups."""
