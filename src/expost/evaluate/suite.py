@@ -163,6 +163,8 @@ def measure(
         metric -> result, with the names of :data:`QUALITY` and :data:`COPYING`.
     """
     chosen = check_groups(groups)
+    if isinstance(generated, Tensor):
+        generated = generated.to(reference.test.device)  # where what is known of real data lies
     generated, test = feature_pair(generated, reference.test)
     train, memory = reference.train, reference.memory
     ways: dict[str, Callable[[], Mapping[str, Result]]] = {
