@@ -72,3 +72,8 @@ def test_the_papers_training_holds_a_tenth_out() -> None:
     assert isinstance(PAPER.schedule, Plateau)
     short = Training(epochs=2, batch_size=32, lr=1e-3, schedule=Plateau(patience=1))
     assert bool(MeanStage(3, 0.02, 8, short).fit(codes(100)).fitted)
+
+
+def test_many_dimensions_get_the_papers_rate() -> None:
+    assert MeanStage(16, 0.02, 8).training_settings.lr == 1e-3
+    assert MeanStage(128, 0.1, 8).training_settings.lr == PAPER.lr == 1e-4

@@ -8,6 +8,7 @@ sample is the decoder's mean, so that it defines no density of codes. 002's tabl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Self
 
@@ -29,10 +30,20 @@ from expost.stage import CPU
 from expost.train import fit
 from expost.training import Training
 
-__all__ = ["PAPER", "MeanStage"]
+__all__ = ["PAPER", "MeanStage", "short_training"]
 
 #: 002's training of the second stage; a tenth of the codes is held out for the plateau.
 PAPER = Training(epochs=100, batch_size=64, lr=1e-4, schedule=Plateau(patience=3, factor_each=0.5))
+
+
+def short_training(d: int) -> Training:
+    """A short training for two cores. With many dimensions it needs the paper's rate.
+
+    At 1e-3 the KL term switches codes off before they carry anything: on 128 dimensions (CIFAR-10) held-out standardised codes came back with a
+    squared error of .57 per dimension after 4000 steps, at 1e-4 with .10. On 16 dimensions (MNIST) both rates reach the same error, and 1e-3
+    the better samples.
+    """
+    return CPU if d <= 32 else dataclasses.replace(CPU, lr=1e-4)
 
 
 class MeanStage(Density):
@@ -42,17 +53,17 @@ class MeanStage(Density):
         d: dimension of the codes, and of u.
         beta: weight of the KL term where the distortion is |z - ẑ|² (002's β₂ times d: its code averages the square over dimensions).
         width: units of the two hidden layers each way; the paper's is 1024.
-        training: how :meth:`fit` trains it.
+        training: how :meth:`fit` trains it; default: :func:`short_training`.
         seed: of the weights.
     """
 
-    def __init__(self, d: int, beta: float, width: int = 1024, training: Training = CPU, *, seed: int = 0) -> None:
+    def __init__(self, d: int, beta: float, width: int = 1024, training: Training | None = None, *, seed: int = 0) -> None:
         super().__init__()
         from expost.nets import mlp
 
         if not beta >= 0:
             raise ValueError(f"the weight of the KL term must not be negative, not {beta}")
-        self.d, self.beta, self.training_settings = d, beta, training
+        self.d, self.beta, self.training_settings = d, beta, short_training(d) if training is None else training
         encoder, decoder = heads.Diagonal(heads.exp_tanh), heads.Gaussian(0.5**0.5)  # γ = ½: the distortion is |z - ẑ|² + const
         with seeded("MeanStage", seed):
             self.model = Autoencoder(

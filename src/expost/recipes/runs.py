@@ -28,6 +28,7 @@ from expost.history import History
 from expost.identity import stable_repr
 from expost.mean_stage import MeanStage
 from expost.recipes.base import BudgetName, Experiment, Recipe, Task, find
+from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
 from expost.train import Watch, fit
 
@@ -134,7 +135,8 @@ def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
             beta = float(weight or 1.5e-3 * experiment.latent)  # 002's weight for MNIST
         except ValueError:
             raise ValueError(f'cannot read the density "{spec}": write mean-stage or mean-stage:0.024, the weight of its KL term') from None
-        return MeanStage(experiment.latent, beta, experiment.stage_width, experiment.stage, seed=seed)
+        training = None if experiment.stage == STAGE_CPU else experiment.stage  # the short one depends on the dimension
+        return MeanStage(experiment.latent, beta, experiment.stage_width, training, seed=seed)
     return parse(spec, experiment.latent)
 
 
