@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 __all__ = ["Compare", "Evaluate"]
 
@@ -99,14 +100,14 @@ class Evaluate:
 class Compare:
     """Compare any two sets of images: generated against real ones. Sets are read part by part and need not fit in memory."""
 
-    generated: Positional[str]
+    generated: Annotated[Positional[str], arg(metavar="GENERATED")]
     """folder of pictures, .npy or .npz file, or a data set by name (its test images)"""
-    real: Positional[str]
+    real: Annotated[Positional[str], arg(metavar="REAL")]
     """what it is compared with: the same kinds"""
     train: str | None = None
     """training images of the model, the same kinds (of a data set by name: its training images); without them nothing is said of memorisation"""
     extractor: str = "random"
-    """random (an untrained network), pixels, pca:64, classifier:DATA (trained once on a labelled data set), or inception:WEIGHTS.safetensors"""
+    """random (an untrained network), pixels, pca:64, classifier:DATA (trained once on a labelled data set), or inception:WEIGHTS.safetensors, with @SHA256 to have it checked"""
     metrics: tuple[str, ...] = ("fd", "kid", "prd", "neighbours", "memorisation")
     """groups of metrics: fd, kid, prd, neighbours, memorisation, fld; fd alone streams moments in memory independent of the number of images"""
     size: int | None = None
