@@ -192,3 +192,5 @@ def test_what_a_user_measures_on_a_run_changes_no_table(lab: Lab, capsys: pytest
     (kept,) = (value for key, value in folder.results().items() if key.startswith("FD["))
     assert {"FD", "KID"} <= kept["rows"]["interpolation linear"].keys()
     assert kept["groups"] == ["fd", "kid"]
+    assert main(["evaluate", str(folder.path), "--n", "50", "--metrics", "fd", "--device", "cpu"]) == 0  # another n: beside, not in place
+    assert sum(key.startswith("FD[") for key in folder.results()) == 2

@@ -100,8 +100,8 @@ class Run:
     ) -> Scores:
         """Scores of reconstructions, samples per density, interpolations, as :func:`expost.evaluate.protocol.score` defines them.
 
-        Kept in the folder's results.json under the extractor's label (after ``keep``), joined with earlier ones of the same kind; scores
-        with quirks are not kept.
+        Kept in the folder's results.json under the extractor's label, n and seed (or its label after ``keep``), joined with earlier ones of
+        the same kind; scores with quirks are not kept.
         """
         if len(self.experiment.task.shape) != 3:
             raise ValueError("Fréchet distances are for images: this run was trained on points")
@@ -115,8 +115,9 @@ class Run:
             groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
         )  # fmt: skip
         if self.folder is not None and (quirks is None or not quirks.active) and Processes().rank == 0:
-            scores = scores.joined(self.folder.results().get(f"{keep}{scores.label}"))
-            self.folder.add_results(f"{keep}{scores.label}", scores.to_json())
+            key = f"{keep}{scores.label}" if keep else f"{scores.label}, n = {scores.n}, seed {scores.seed}"
+            scores = scores.joined(self.folder.results().get(key))
+            self.folder.add_results(key, scores.to_json())
         return scores
 
 
