@@ -18,6 +18,7 @@ from expost.identity import code_hash
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
 from expost.recipes.runs import plan
+from expost.recipes.verdict import word
 
 __all__ = ["check_claims"]
 
@@ -54,7 +55,7 @@ def check_claims(
                     "seconds": round(time.monotonic() - start, 1), "data": source, "budget": budget, "seed": seed,
                 }  # fmt: skip
                 write_json(cache_file, cache)
-            verdict, measured = "holds" if cache[key]["holds"] else "FAILS", cache[key]["measured"]
+            verdict, measured = word(cache[key]["holds"]), cache[key]["measured"]
             if verdict == "FAILS" and claim.level != "W":
                 broken.append(claim.id)
         counts[verdict] += 1

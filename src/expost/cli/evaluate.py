@@ -6,6 +6,7 @@ Both share the work of features under ``torchrun --nproc-per-node N -m expost ..
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +39,19 @@ def own_device(device: str | None) -> str | None:
     return f"cuda:{local}" if device == "cuda" and local is not None else device
 
 
+class Shared(ABC):
+    """A command that several processes may run together; ``shared(main)`` is told whether this one prints and writes."""
+
+    def run(self) -> None:
+        with processes() as main:
+            self.shared(main)
+
+    @abstractmethod
+    def shared(self, main: bool) -> None: ...
+
+
 @dataclass
-class Evaluate:
+class Evaluate(Shared):
     """Score a trained run: reconstructions, samples of every density and interpolations against the test set, with controls."""
 
     folder: Positional[Path]
@@ -63,11 +75,7 @@ class Evaluate:
     device: str | None = None
     """cpu, cuda, mps"""
 
-    def run(self) -> None:
-        with processes() as main:
-            self._run(main)
-
-    def _run(self, main: bool) -> None:
+    def shared(self, main: bool) -> None:
         from expost.cli.commands import echo, load
         from expost.evaluate.choose import extractor_of
         from expost.evaluate.quirks import Quirks
@@ -97,7 +105,7 @@ class Evaluate:
 
 
 @dataclass
-class Compare:
+class Compare(Shared):
     """Compare any two sets of images: generated against real ones. Sets are read part by part and need not fit in memory."""
 
     generated: Annotated[Positional[str], arg(metavar="GENERATED")]
@@ -129,11 +137,7 @@ class Compare:
     device: str | None = None
     """cpu, cuda, mps"""
 
-    def run(self) -> None:
-        with processes() as main:
-            self._run(main)
-
-    def _run(self, main: bool) -> None:
+    def shared(self, main: bool) -> None:
         from expost.cli.commands import echo
         from expost.evaluate.comparison import compare
         from expost.files import write_json

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from expost.data import Dataset
 from expost.evaluate.classifier import TrainedClassifier, default_extractor
 from expost.evaluate.features import Extractor, Pixels, RandomNetwork
 from expost.evaluate.inception import Inception2015
 from expost.evaluate.pca import PCAFeatures
 
-__all__ = ["extractor_of"]
+__all__ = ["extractor_of", "without_labels"]
 
 
 def say(text: str) -> None:
@@ -32,28 +34,45 @@ def extractor_of(
         dataset: what is scored.
     """
     kind, _, rest = name.partition(":")
-    if rest and kind in ("classifier", "pixels", "random"):
-        raise ValueError(f'"{kind}" takes nothing after a colon here, not "{rest}": a run is scored by the extractor of its own data')
     if len(dataset.shape) != 3:
         raise ValueError(f"extractors are for images (C, H, W): {dataset.name} has data of shape {tuple(dataset.shape)}")
-    shape = (dataset.shape[0], dataset.shape[1], dataset.shape[2])
     if kind == "classifier":
+        if rest:
+            raise ValueError(
+                f'"classifier" takes nothing after a colon here, not "{rest}": a run is scored by the extractor of its own data'
+            )
         train, test = dataset.train, dataset.test
         extractor = default_extractor(
             dataset.name, train.x, train.labels, test.x, test.labels, dataset.hash, cache=cache, progress=progress
         )
         return extractor, _about(extractor)
-    if kind == "pixels":
-        return Pixels(shape), ("features are raw pixels",)
-    if kind == "pca":
-        pca = PCAFeatures.of(dataset.train.x, whole(rest or "64", "pca"))
-        return pca, (f"{pca.dim} principal components, {100 * pca.explained:.1f} % of the variance of pixels",)
-    if kind == "random":
-        return RandomNetwork(shape).calibrated(dataset.train.x), ("features of an untrained network",)
+    found = without_labels(name, lambda: dataset.train.x)
+    if found is None:
+        raise ValueError(f'there is no extractor "{name}": choose classifier, pixels, pca:64, random, or inception:WEIGHTS.safetensors')
+    return found
+
+
+def without_labels(name: str, images: Callable[[], Tensor]) -> tuple[Extractor, tuple[str, ...]] | None:
+    """``pixels``, ``pca:64``, ``random`` or ``inception:WEIGHTS`` and what must be said beside its scores; None for any other name.
+
+    ``images`` gives real ones (n, C, H, W): their shape, and what principal components and the scale of an untrained network are taken from.
+    """
+    kind, _, rest = name.partition(":")
+    if rest and kind in ("pixels", "random"):
+        raise ValueError(f'"{kind}" takes nothing after a colon, not "{rest}": write {kind}')
     if kind == "inception":
         inception = inception_of(rest)
         return inception, (f"Inception 2015-12-05, weights {inception.sha256[:12]}",)
-    raise ValueError(f'there is no extractor "{name}": choose classifier, pixels, pca:64, random, or inception:WEIGHTS.safetensors')
+    if kind == "pca":
+        pca = PCAFeatures.of(images(), whole(rest or "64", "pca"))
+        return pca, (f"{pca.dim} principal components, {100 * pca.explained:.1f} % of the variance of pixels",)
+    if kind in ("pixels", "random"):
+        x = images()
+        shape = (x.shape[1], x.shape[2], x.shape[3])
+        if kind == "pixels":
+            return Pixels(shape), ("features are raw pixels",)
+        return RandomNetwork(shape).calibrated(x), ("features of an untrained network",)
+    return None
 
 
 def inception_of(text: str) -> Inception2015:

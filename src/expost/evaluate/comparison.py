@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from expost import data
-from expost.evaluate.choose import extractor_of, inception_of, whole
+from expost.evaluate.choose import extractor_of, without_labels
 from expost.evaluate.controls import jitter, shuffle_pixels
-from expost.evaluate.features import Extractor, Pixels, RandomNetwork
+from expost.evaluate.features import Extractor
 from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.evaluate.gather import Processes
-from expost.evaluate.pca import PCAFeatures
 from expost.evaluate.sets import ArraySet, FolderSet, ImageSet, InMemory, set_features, set_statistics
 from expost.evaluate.suite import GROUPS, MEMORY, Reference, check_groups, measure, placed
 from expost.files import cache_folder, load_tensors, save_tensors
@@ -89,21 +88,17 @@ class _Drawn:
 def extractor_for(name: str, images: ImageSet) -> Extractor:
     """An extractor for images of this kind: untrained ones take their scale from :data:`CALIBRATION` of them, drawn at random."""
     kind, _, rest = name.partition(":")
-    if rest and kind in ("pixels", "random"):
-        raise ValueError(f'"{kind}" takes nothing after a colon, not "{rest}"')
     if kind == "classifier":
         if not rest:
             raise ValueError("a classifier needs labelled images to train on: write classifier:mnist, or any labelled data set")
         return extractor_of("classifier", data.load(rest))[0]
-    if kind == "inception":
-        return inception_of(rest)
-    if kind == "pixels":
-        return Pixels(images.shape)
-    if kind in ("pca", "random"):
-        some = drawn(images, CALIBRATION, 0)
-        x = some.read(0, len(some))
-        return PCAFeatures.of(x, whole(rest or "64", "pca")) if kind == "pca" else RandomNetwork(images.shape).calibrated(x)
-    raise ValueError(f'there is no extractor "{name}": choose random, pixels, pca:64, classifier:DATA, or inception:WEIGHTS.safetensors')
+    some = drawn(images, CALIBRATION, 0)
+    found = without_labels(name, lambda: some.read(0, 1 if kind == "pixels" else len(some)))
+    if found is None:
+        raise ValueError(
+            f'there is no extractor "{name}": choose random, pixels, pca:64, classifier:DATA, or inception:WEIGHTS.safetensors'
+        )
+    return found[0]
 
 
 def compare(

@@ -12,8 +12,8 @@ extractor and kept on disk under the content hash of the images. :func:`measure`
 | ``memorisation`` | authenticity (AuthPct), data-copying C_T, nearest-neighbour ratio, copy distance |
 | ``fld`` | feature-likelihood divergence and its generalisation gap |
 
-FD∞, PRD, C_T and FLD draw subsets, starts of k-means and halves by the seed; rounding of features (another batch size) or another order of the
-images moves them within their stated errors. The other metrics are functions of the two sets, and agree to 1e-4 of their value.
+FD∞, PRD, C_T and FLD draw subsets, starts of k-means and halves by the seed; rounding of features (another batch size) moves them within their
+stated errors, and so does another order of the training images C_T. The other metrics are functions of the sets, and agree to 1e-4 of their value.
 
 Every result's ``context`` names extractor, both sets, their sizes, the seed and the version of expost.
 """

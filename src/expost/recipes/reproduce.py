@@ -22,6 +22,7 @@ from expost.recipes.lossless import compression_table
 from expost.recipes.plane import plane_table
 from expost.recipes.table_dai2019 import table1 as dai2019_table1
 from expost.recipes.table_ghosh2020 import table1, table2
+from expost.recipes.verdict import word
 from expost.results import Table
 from expost.tutorial import DEMONSTRATIONS, Demonstration
 
@@ -73,7 +74,7 @@ def _demonstrations(lab: Lab) -> Reproduction:
         made.append(function(lab.seed))
     table = Table(("demonstration", "shows", "verdict"), title="004: demonstrations")
     for demonstration in made:
-        table.add(demonstration.name, demonstration.title, "holds" if demonstration.holds else "FAILS")
+        table.add(demonstration.name, demonstration.title, word(demonstration.holds))
     return Reproduction([table], all(d.holds for d in made), demonstrations=made)
 
 

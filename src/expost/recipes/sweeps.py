@@ -66,12 +66,13 @@ def _rows(lab: Lab, settings: dict[str, Any], watch: Watch) -> list[dict[str, st
 
 @dataclass(frozen=True)
 class Weighted:
-    """Scores at one weight of the KL term."""
+    """Scores at one weight of the KL term; ``label`` names the Fréchet distance."""
 
     beta: float
     reconstruction: float
     samples: float
     mse: float
+    label: str
 
 
 def kl_weights(lab: Lab) -> list[Weighted]:
@@ -83,5 +84,5 @@ def kl_weights(lab: Lab) -> list[Weighted]:
     for factor in FACTORS:
         settings = {} if factor == 1 else {"objective.beta": default * factor}
         scores = lab.scores(RECIPE, ("prior",), settings=settings)
-        found.append(Weighted(default * factor, scores.values["reconstruction"], scores.values["samples prior"], scores.mse))
+        found.append(Weighted(default * factor, scores.values["reconstruction"], scores.values["samples prior"], scores.mse, scores.label))
     return found

@@ -10,6 +10,7 @@ from expost.recipes.lab import Lab
 from expost.recipes.measures import b1, b2, b3, b4
 from expost.recipes.published import published
 from expost.recipes.table_ghosh2020 import controls_of, same_scale
+from expost.recipes.verdict import word
 from expost.results import Table
 
 __all__ = ["ROWS", "table1"]
@@ -56,7 +57,7 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
         outcome = claim(lab)
         good = good and (outcome.holds or level == "W")
         there = (_judged(name, {row: _printed(doc, row, column) for row in ROWS}) for doc in ("001", "001-camera-ready"))
-        verdicts.add(name, level, sentence, *there, "holds" if outcome.holds else "FAILS")
+        verdicts.add(name, level, sentence, *there, word(outcome.holds))
         verdicts.notes.append(f"{name}: {outcome.measured}")
     return [table, verdicts, controls_of(first)], good
 
@@ -74,7 +75,7 @@ def _judged(claim: str, values: dict[str, float | None]) -> str:
     low, high = (values[row] for row in LOWER[claim]) if claim in LOWER else (None, None)
     if low is None or high is None:
         return "-"
-    return "holds" if low < high else "FAILS"
+    return word(low < high)
 
 
 def _printed(doc: str, row: str, column: str) -> float | None:

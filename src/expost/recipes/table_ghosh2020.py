@@ -14,6 +14,7 @@ from expost.evaluate.protocol import DEFAULT, Scores
 from expost.recipes.ghosh2020 import stage_spec
 from expost.recipes.lab import Lab
 from expost.recipes.published import published
+from expost.recipes.verdict import word
 from expost.results import Table, format_number
 
 __all__ = ["DATA", "MODELS", "ORDERINGS", "Columns", "Ordering", "controls_of", "measured", "printed", "same_scale", "table1", "table2"]
@@ -168,8 +169,8 @@ ORDERINGS = {
 def table1(lab: Lab) -> tuple[list[Table], bool]:
     """Table 1 for the lab's data: distances, orderings, controls; and whether every gated ordering holds."""
     data = lab.dataset.name
-    own, paper = measured(lab), printed(data)
-    label = scores_of(lab, "VAE").label
+    own, paper, scores = measured(lab), printed(data), scores_of(lab, "VAE")
+    label = scores.label
     names = [f"{c}{suffix}" for c in COLUMNS for suffix in ("", " (published)")]
     table = Table(("model", *names), title=f"002, Table 1, {DATA.get(data, data)}: {label} measured, FID published (lower is better)")
     for model in MODELS:
@@ -179,7 +180,7 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
         "N: the training prior for VAE and WAE, a fitted Gaussian for the others; Interp: spherical midpoints; "
         "2sVAE: everything through its second stage, midpoints linear and norm-corrected",
         same_scale(label),
-        *scores_of(lab, "VAE").notes,
+        *scores.notes,
     ]
     for column in COLUMNS:
         common = [m for m in MODELS if m in own[column] and m in paper.get(column, {})]
@@ -187,7 +188,7 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
             rank = rank_correlation([own[column][m] for m in common], [paper[column][m] for m in common])
             table.notes.append(f"{column}: rank correlation of measured and published {rank:+.2f} over {len(common)} models")
     verdicts, good = _verdicts(own, paper, data)
-    return [table, verdicts, controls_of(scores_of(lab, "VAE"))], good
+    return [table, verdicts, controls_of(scores)], good
 
 
 def same_scale(label: str) -> str:
@@ -202,15 +203,11 @@ def _verdicts(own: Columns, paper: Columns, data: str) -> tuple[Table, bool]:
     for ordering in ORDERINGS.values():
         text, holds = ordering.check(own, data)
         printed_holds = not known or ordering.check(paper, data)[1]
-        table.add(ordering.id, ordering.level, ordering.sentence, _word(printed_holds) if known else "-", _word(holds))
+        table.add(ordering.id, ordering.level, ordering.sentence, word(printed_holds) if known else "-", word(holds))
         good = good and (holds or ordering.level == "W" or not printed_holds)
         if not holds:
             table.notes.append(f"{ordering.id}: {text}")
     return table, good
-
-
-def _word(holds: bool) -> str:
-    return "holds" if holds else "FAILS"
 
 
 def controls_of(scores: Scores) -> Table:
@@ -221,7 +218,7 @@ def controls_of(scores: Scores) -> Table:
         ("control", *(scores.label if m == "FD" else m for m in metrics)), title="Controls: real images in place of generated ones"
     )
     for row, results in rows.items():
-        table.add(row.removeprefix("control: "), *(results[m].value for m in metrics))
+        table.add(row.removeprefix("control: "), *(results[m].value if m in results else None for m in metrics))
     table.notes.append(f"against the same {scores.n} test images")
     return table
 
@@ -249,8 +246,8 @@ def table2(lab: Lab) -> tuple[list[Table], bool]:
     verdicts = Table(("claim", "level", "ordering", "published", "measured"), title="What the paper reads from the table")
     verdicts.notes.append(f"F8, N -> GMM: {text}")
     sentence = "GMM at least equals N in recall for WAE and the RAEs"
-    verdicts.add("C9", "S", sentence, _word(printed_holds) if known else "-", _word(holds))
-    return [table, verdicts, controls_of(scores_of(lab, "VAE"))], holds or not printed_holds
+    verdicts.add("C9", "S", sentence, word(printed_holds) if known else "-", word(holds))
+    return [table, verdicts, controls_of(scores)], holds or not printed_holds
 
 
 def _printed_prd(data: str, name: str) -> Columns:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Verdict"]
+__all__ = ["Verdict", "word"]
+
+
+def word(holds: bool) -> str:
+    """How tables and claims print a verdict."""
+    return "holds" if holds else "FAILS"
 
 
 @dataclass(frozen=True)
