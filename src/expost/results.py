@@ -7,9 +7,9 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["Curve", "Result", "Table", "format_number"]
+__all__ = ["Curve", "Result", "Series", "Table", "format_number"]
 
 
 def format_number(value: Any) -> str:
@@ -153,3 +153,29 @@ class Curve:
 
     def to_json(self) -> dict[str, Any]:
         return {"x": self.x, "y": self.y, "x_label": self.x_label, "y_label": self.y_label}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A labelled curve.
+
+    Attributes:
+        label: for the legend.
+        curve: y against x, with the quantities and units of both axes. Series that share both axis labels belong in one panel.
+        kind: ``"line"`` for closed forms, ``"points"`` for what was trained, simulated or sampled, ``"dots"`` for clouds of many points,
+            ``"bars"`` for histograms (x are the centres of equal bins).
+        error: standard errors of y, or empty.
+    """
+
+    label: str
+    curve: Curve
+    kind: Literal["line", "points", "dots", "bars"] = "line"
+    error: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.curve.y)
+        if len(self.curve.x) != n or len(self.error) not in (0, n):
+            raise ValueError(f"series {self.label!r} has {len(self.curve.x)} x, {n} y and {len(self.error)} errors: give as many of each")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"label": self.label, "curve": self.curve.to_json(), "kind": self.kind, "error": list(self.error)}

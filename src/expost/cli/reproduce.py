@@ -58,7 +58,7 @@ class Reproduce:
             sections.append(Section("Maps", pictures=[out / "maps.png"]))
         for strips in made.strips:
             picture = out / f"{strips.name}.png"
-            save_panels(picture, strips.rows, strips.columns)
+            save_panels(picture, strips.rows, strips.columns, captions=strips.captions)
             sections.append(Section(strips.title, [strips.caption], pictures=[picture]))
         for demonstration in made.demonstrations:
             picture = out / f"{demonstration.name}.png"

@@ -23,6 +23,7 @@ from expost.data.cache import cached
 from expost.data.decode import Decoder
 from expost.data.source import Source
 from expost.data.splits import Rule, assign
+from expost.data.subset import separate, subset
 
 __all__ = ["load", "names"]
 
@@ -87,6 +88,7 @@ def load(
 
     Args:
         name: a name out of :func:`names`; ``owner/name`` of any data set of pictures on the Hugging Face hub; or a folder or file, see ``path``.
+            A suffix chooses a part by class: ``mnist:without=9``, ``mnist:only=3,5``, ``mnist:per-class=10`` (:mod:`expost.data.subset`).
         path: a folder of parquet files laid out like a hub repository, of pictures (``[train/][class/]x.png``), or of ``.npz`` / ``.npy``
             arrays; or one such file. A folder that bears the name of a known data set gets its rules.
         pad_to: images get a border of zeros up to pad_to x pad_to, the image in the centre (MNIST 28 -> 32: Ghosh et al. 2020).
@@ -108,7 +110,12 @@ def load(
     for what, number in {"pad_to": pad_to, "size": size, "crop": crop}.items():
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1 pixel, not {number}")
-    name = os.fspath(name)
+    name, parts = separate(os.fspath(name))
+    if parts:
+        whole = load(name, path=path, pad_to=pad_to, size=size, crop=crop, cache=cache, val=val, seed=seed, max_items=max_items)
+        for kind, value in parts:
+            whole = subset(whole, kind, value, seed)
+        return whole
     if name in toy.TOYS and path is None:
         if any(option is not None for option in (pad_to, size, crop)):
             raise ValueError(f"{name} is points, not images: leave out pad_to, size and crop")

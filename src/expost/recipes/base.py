@@ -19,7 +19,7 @@ from expost.autoencoder import Autoencoder
 from expost.identity import stable_repr
 from expost.objectives.base import Objective
 from expost.recipes import overrides
-from expost.recipes.networks import NETWORKS, Pair
+from expost.recipes.networks import Pair, find_network
 from expost.schedules import Cosine
 from expost.seeds import seeded
 from expost.stage import CPU as STAGE_CPU
@@ -98,9 +98,7 @@ class Experiment:
 
     @property
     def pair(self) -> Pair:
-        if self.network not in NETWORKS:
-            raise ValueError(f'there is no network "{self.network}": choose one of {", ".join(NETWORKS)}')
-        return NETWORKS[self.network]
+        return find_network(self.network)
 
     def override(self, settings: dict[str, Any]) -> Experiment:
         """A copy with some settings replaced; a latent size or network that changes is followed by nothing else."""

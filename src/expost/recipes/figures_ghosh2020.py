@@ -7,7 +7,6 @@ sample comes before its neighbours (the code puts it last).
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,28 +20,17 @@ from expost.mean_stage import MeanStage
 from expost.recipes.ghosh2020 import stage_spec
 from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
+from expost.recipes.strips import SHOWN, Strips
 from expost.recipes.sweeps import WATCHED, during_training, kl_weights
 from expost.recipes.table_ghosh2020 import MODELS, SINGLE, normal_of
-from expost.results import Curve, Table
+from expost.results import Curve, Series, Table
 from expost.tensors import unit
-from expost.tutorial import Demonstration, Series
+from expost.tutorial import Demonstration
 
-__all__ = ["Strips", "copies_table", "figure3_left", "figure3_right", "interpolations", "neighbours", "reconstructions", "samples"]
+__all__ = ["copies_table", "figure3_left", "figure3_right", "interpolations", "neighbours", "reconstructions", "samples"]
 
-SHOWN = 16
 #: Points of an interpolation, ends included, and interpolations side by side.
 POINTS, SIDE_BY_SIDE = 8, 2
-
-
-@dataclass(frozen=True)
-class Strips:
-    """Labelled strips of images, ``columns`` images each."""
-
-    name: str
-    title: str
-    caption: str
-    rows: dict[str, Tensor]
-    columns: int = SHOWN
 
 
 def _runs(lab: Lab) -> dict[str, Run]:

@@ -6,6 +6,7 @@ code does), ``+sn-decoder`` of the decoder only (what its text says).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from torch import nn
 
 from expost import nets
 
-__all__ = ["NETWORKS", "Pair"]
+__all__ = ["NETWORKS", "Pair", "find_network"]
 
 Shape = tuple[int, ...]
 
@@ -45,7 +46,27 @@ def _point_decoder(**options: int) -> Callable[..., nn.Module]:
 
 
 def _mlp(name: str, hidden: tuple[int, ...], summary: str) -> None:
-    _add(name, partial(nets.mlp_encoder, hidden=hidden), partial(nets.mlp_decoder, hidden=hidden[::-1]), summary)
+    _add(name, *_mirrored(hidden), summary)
+
+
+def _mirrored(hidden: tuple[int, ...]) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    return partial(nets.mlp_encoder, hidden=hidden), partial(nets.mlp_decoder, hidden=hidden[::-1])
+
+
+def find_network(name: str) -> Pair:
+    """The pair of a name: one of :data:`NETWORKS`, or ``mlp-`` and widths of the encoder, mirrored in the decoder (``mlp-linear``: none).
+
+    >>> find_network("mlp-300-50").summary
+    'hidden layers 300-50, mirrored'
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if name == "mlp-linear":
+        return Pair(*_mirrored(()), "linear maps")
+    if re.fullmatch(r"mlp(-[1-9]\d*)+", name):
+        widths = name.removeprefix("mlp-")
+        return Pair(*_mirrored(tuple(map(int, widths.split("-")))), f"hidden layers {widths}, mirrored")
+    raise ValueError(f'there is no network "{name}": choose one of {", ".join(NETWORKS)}, or mlp-WIDTH-WIDTH-...')
 
 
 def _spectral(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from expost.recipes.figures_ghosh2020 import (
-    Strips,
     copies_table,
     figure3_left,
     figure3_right,
@@ -20,6 +19,7 @@ from expost.recipes.figures_ghosh2020 import (
 from expost.recipes.lab import Lab
 from expost.recipes.lossless import compression_table
 from expost.recipes.plane import plane_table
+from expost.recipes.strips import Strips
 from expost.recipes.table_dai2019 import table1 as dai2019_table1
 from expost.recipes.table_ghosh2020 import table1, table2
 from expost.recipes.verdict import word

@@ -6,13 +6,15 @@ points at or below zero are left out. matplotlib is imported when first used.
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from expost.files import atomic
-from expost.tutorial.base import Demonstration, Series
+from expost.results import Series
+from expost.tutorial.base import Demonstration
 
 __all__ = ["draw", "save"]
 
@@ -34,14 +36,26 @@ def _wide(values: list[float], ratio: float) -> bool:
 
 def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
     lines = [s for s in group if s.kind == "line"] or group
-    log_x = _wide([x for s in lines for x in s.curve.x], WIDE_X)
-    log_y = _wide([y for s in lines for y in s.curve.y], WIDE_Y)
-    drawn = {"line": 0, "points": 0}
+    bars = [s for s in group if s.kind == "bars"]
+    log_x = not bars and _wide([x for s in lines for x in s.curve.x], WIDE_X)
+    log_y = not bars and _wide([y for s in lines for y in s.curve.y], WIDE_Y)
+    drawn = {"line": 0, "points": 0, "dots": 0, "bars": 0}
     for s in group:
         colour, turn = colours[_family(s)], drawn[s.kind]
         drawn[s.kind] += 1
         if s.kind == "line":
             axes.plot(s.curve.x, s.curve.y, LINES[turn % len(LINES)], color=colour, label=s.label, linewidth=1.6)
+            continue
+        if s.kind == "dots":
+            alpha = 0.9 if len(s.curve.x) < 200 else 0.35
+            axes.plot(
+                s.curve.x, s.curve.y, ".", color=colour, label=s.label, markersize=7 if alpha > 0.5 else 3, alpha=alpha, markeredgewidth=0
+            )
+            continue
+        if s.kind == "bars":
+            width = min((b - a for a, b in itertools.pairwise(sorted(s.curve.x))), default=1.0) / len(bars)
+            shift = width * (turn - (len(bars) - 1) / 2)
+            axes.bar([x + shift for x in s.curve.x], s.curve.y, width, color=colour, label=s.label)
             continue
         kept = [i for i, y in enumerate(s.curve.y) if y > 0 or not log_y]
         x, y = [s.curve.x[i] for i in kept], [s.curve.y[i] for i in kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,16 @@ def save_picture(path: str | Path, picture: Tensor) -> None:
         Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary, format="PNG")
 
 
-def panels(rows: Mapping[str, Tensor], columns: int = 16, title: str = "") -> Any:
-    """A matplotlib figure: one labelled strip of images per entry."""
+def panels(rows: Mapping[str, Tensor], columns: int = 16, title: str = "", captions: Mapping[str, Sequence[str]] | None = None) -> Any:
+    """A matplotlib figure: one labelled strip of images per entry; ``captions`` stand under the images of a row, one each."""
     from matplotlib.figure import Figure
 
     images = next(iter(rows.values()))
     height, width = images.shape[-2:]
     aspect = height / width
-    figure = Figure(figsize=(9.0, 0.55 + len(rows) * (7.0 / columns * aspect + 0.06)), dpi=150)
+    captions = captions or {}
+    under = 0.16 * len(captions)
+    figure = Figure(figsize=(9.0, 0.55 + under + len(rows) * (7.0 / columns * aspect + 0.06)), dpi=150)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (name, images) in zip(axes, rows.items(), strict=True):
         scale = max(1, 56 // height)
@@ -60,14 +62,20 @@ def panels(rows: Mapping[str, Tensor], columns: int = 16, title: str = "") -> An
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        if name in captions:
+            step = scale * (width + 1)
+            axis.set_xticks([step * i + scale * width / 2 for i in range(len(captions[name]))], captions[name], fontsize=7)
+            axis.tick_params(length=0, pad=1)
     if title:
         figure.suptitle(title, fontsize=9)
     figure.tight_layout(h_pad=0.25)
     return figure
 
 
-def save_panels(path: str | Path, rows: Mapping[str, Tensor], columns: int = 16, title: str = "") -> None:
+def save_panels(
+    path: str | Path, rows: Mapping[str, Tensor], columns: int = 16, title: str = "", captions: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Write :func:`panels` as PNG."""
-    figure = panels(rows, columns, title)
+    figure = panels(rows, columns, title, captions)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")

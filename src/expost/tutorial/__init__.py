@@ -19,7 +19,8 @@ Each is a function of a seed that returns a :class:`Demonstration`: a claim, whe
 
 from collections.abc import Callable
 
-from expost.tutorial.base import Demonstration, Series
+from expost.results import Series
+from expost.tutorial.base import Demonstration
 from expost.tutorial.channel import noisy_channel
 from expost.tutorial.flow import linear_flow
 from expost.tutorial.importance import importance_sampling

@@ -4,36 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from expost.results import Curve, Table, format_number
+from expost.results import Series, Table, format_number
 
 __all__ = ["Demonstration", "Series"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """A labelled curve.
-
-    Attributes:
-        label: for the legend.
-        curve: y against x, with the quantities and units of both axes. Series that share both axis labels belong in one panel.
-        kind: ``"line"`` for closed forms, ``"points"`` for what was trained, simulated or sampled.
-        error: standard errors of y, or empty.
-    """
-
-    label: str
-    curve: Curve
-    kind: Literal["line", "points"] = "line"
-    error: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        n = len(self.curve.y)
-        if len(self.curve.x) != n or len(self.error) not in (0, n):
-            raise ValueError(f"series {self.label!r} has {len(self.curve.x)} x, {n} y and {len(self.error)} errors: give as many of each")
-
-    def to_json(self) -> dict[str, Any]:
-        return {"label": self.label, "curve": self.curve.to_json(), "kind": self.kind, "error": list(self.error)}
 
 
 @dataclass(frozen=True)

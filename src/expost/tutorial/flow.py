@@ -20,9 +20,9 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO
-from expost.results import Curve, Table
+from expost.results import Curve, Series, Table
 from expost.seeds import seeded
-from expost.tutorial.base import Demonstration, Series
+from expost.tutorial.base import Demonstration
 from expost.tutorial.linear import exact_elbo, linear_model
 
 __all__ = ["diagonal_plateau", "flow_loss", "linear_flow", "sigma_vae"]

@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from expost.results import Curve, Table
+from expost.results import Curve, Series, Table
 from expost.seeds import seeded
-from expost.tutorial.base import Demonstration, Series
+from expost.tutorial.base import Demonstration
 
 __all__ = ["estimates", "importance_sampling"]
 

@@ -31,9 +31,9 @@ from expost.distributions import IsotropicGaussian
 from expost.divergences import kl_per_dimension
 from expost.objectives import ELBO
 from expost.optimise import minimise
-from expost.results import Curve, Table
+from expost.results import Curve, Series, Table
 from expost.seeds import seeded
-from expost.tutorial.base import Demonstration, Series
+from expost.tutorial.base import Demonstration
 from expost.tutorial.linear import exact_elbo
 
 __all__ = ["LinearOptimum", "best_variance", "bits_per_pixel", "linear_optimum", "optimal_variance", "quantised_bits", "rescaling"]
