@@ -90,6 +90,12 @@ def _runs(lab: Lab, paper: str) -> str:
     if paper == "004":
         wanted = [(recipe, name) for recipe in ("yu2020/vae", "yu2020/iwae") for name in plane.DENSITIES]
         wanted += [(recipe, lab.source) for recipe in dict.fromkeys(coder.recipe for coder in lossless.coders(lab))]
+    elif paper == "000":
+        parts = (lab.source, f"{lab.source}:without=9")
+        wanted = [(f"bozkurt2018/{name}", part) for name in ("shallow", "deep") for part in parts]
+        wanted.append(("bozkurt2018/mini", f"{lab.source}:per-class=10"))
+    elif paper == "003":
+        wanted = [(f"manoj2018/{name}", lab.source) for name in ("vae", "omega-vae")]
     else:
         wanted = [(row.name, lab.source) for row in (*ghosh2020.RECIPES, *dai2019.RECIPES)]
     experiments = (plan(recipe, data_name=source, budget=lab.budget) for recipe, source in wanted)

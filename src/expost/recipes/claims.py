@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from expost.recipes import measures as m
+from expost.recipes import measures_bozkurt2018 as novel
 from expost.recipes import measures_ghosh2020 as rae
 from expost.recipes import measures_likelihood as likelihood
 from expost.recipes import measures_yu2020 as tutorial
@@ -63,38 +64,51 @@ CLAIMS: tuple[Claim, ...] = (
         "M",
         "optimal-decoder weights sum to 1, the largest is at least 1/N, perplexity lies in [1, N], the weighted average in [0, 1] and equals the free-decoder optimum",
         "optimal-decoder kernel",
+        novel.a1,
     ),
     Claim(
         "A2",
         "S",
         "the perplexity of the optimal-decoder weights peaks at 1 (> 40 % of test digits below 1.2)",
         "d = 50, shallow and deep, with and without the digit",
+        novel.a2,
     ),
     Claim(
         "A3",
         "S",
         "shallow, held-out digit: reconstructions are closer to the input than to the weighted average (fraction > .7)",
         "BCE to input and to weighted average",
+        novel.a3,
     ),
     Claim(
         "A4",
         "S",
         "deep, held-out digit: the same fraction is below .5 and lower than the shallow one by more than .2",
         "BCE to input and to weighted average",
+        novel.a4,
     ),
-    Claim("A5", "S", "deep reconstructions are closer to the input when the digit was in training", "mean BCE"),
+    Claim("A5", "S", "deep reconstructions are closer to the input when the digit was in training", "mean BCE", novel.a5),
     Claim(
         "A6",
         "S",
         "for a digit in training, reconstruction and weighted average are nearer each other than for a held-out one",
         "mean BCE minus entropy, deep",
+        novel.a6,
     ),
-    Claim("A7", "S", "over 20 architectures, depth predicts memorisation better than the number of parameters", "rank correlations"),
-    Claim("A8", "S", "all single-hidden-layer models reconstruct the held-out digit closer to input than to weighted average", "BCE"),
-    Claim("A9", "S", "mini-MNIST: posterior stds shrink with training (median below .1)", "posterior scales"),
-    Claim("A10", "S", "the prior-weighted share of the latent plane with largest weight > .9 exceeds .8", "grid"),
     Claim(
-        "A11", "S", "shallow reconstructions of held-out 9s are classified as 9 more often than deep ones", "classifier of the evaluation"
+        "A7", "S", "over 20 architectures, depth predicts memorisation better than the number of parameters", "rank correlations", novel.a7
+    ),
+    Claim(
+        "A8", "S", "all single-hidden-layer models reconstruct the held-out digit closer to input than to weighted average", "BCE", novel.a8
+    ),
+    Claim("A9", "S", "mini-MNIST: posterior stds shrink with training (median below .1)", "posterior scales", novel.a9),
+    Claim("A10", "S", "the prior-weighted share of the latent plane with largest weight > .9 exceeds .8", "grid", novel.a10),
+    Claim(
+        "A11",
+        "S",
+        "shallow reconstructions of held-out 9s are classified as 9 more often than deep ones",
+        "classifier of the evaluation",
+        novel.a11,
     ),
     Claim(
         "B1",

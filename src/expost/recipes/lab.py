@@ -5,21 +5,23 @@ Claims and tables ask the lab for what they need; a run is trained once per (exp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from expost import data
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
 from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, metrics_code
-from expost.recipes.base import BudgetName
+from expost.recipes.base import BudgetName, Experiment
 from expost.recipes.runs import Run, load_run, plan, train_run
 from expost.train import Watch
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "run_path"]
+
+T = TypeVar("T")
 
 #: Before the labels of the lab's own scores in results.json: what users measure on the same run never changes a table.
 KEEP = "lab "
@@ -27,6 +29,11 @@ KEEP = "lab "
 
 def silent(text: str) -> None:
     """Say nothing."""
+
+
+def run_path(root: Path, experiment: Experiment, dataset: data.Dataset, budget: BudgetName, seed: int) -> Path:
+    """The folder of a run in a lab: ``root / recipe-data-budget-identity``, so that equal experiments share one and others never do."""
+    return root / f"{experiment.recipe.replace('/', '-')}-{dataset.name}-{budget}-{experiment.identity(dataset.hash, seed)}"
 
 
 @dataclass
@@ -50,6 +57,7 @@ class Lab:
     say: Callable[[str], None] = silent
     _runs: dict[str, Run] = field(default_factory=dict, repr=False)
     _extractors: dict[str, tuple[Extractor, tuple[str, ...]]] = field(default_factory=dict, repr=False)
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None, watch: Watch | None = None) -> Run:
         """The trained run of a recipe: from memory, from its folder, or trained now; on the lab's data unless ``source`` names other.
@@ -60,7 +68,7 @@ class Lab:
         experiment, dataset = plan(recipe, data_name=source, budget=self.budget, settings=settings)
         identity = experiment.identity(dataset.hash, self.seed)
         if identity not in self._runs:
-            path = self.root / f"{recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{identity}"
+            path = run_path(self.root, experiment, dataset, self.budget, self.seed)
             if (path / "model.safetensors").is_file():
                 self._runs[identity] = load_run(path, device=self.device, dataset=dataset)
             else:
@@ -108,6 +116,13 @@ class Lab:
         if dataset.hash not in self._extractors:
             self._extractors[dataset.hash] = extractor_of("classifier", dataset)
         return self._extractors[dataset.hash]
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several figures and claims need, made for the first and kept in memory."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     @cached_property
     def dataset(self) -> data.Dataset:

@@ -51,7 +51,7 @@ def _bozkurt_training(budget: BudgetName, task: Task) -> Training:
     if budget == "smoke":
         return smoke_training()
     if task.n < 1_000:  # mini-MNIST: one batch an epoch
-        return Training(steps=8_000 if budget == "cpu" else 50_000, batch_size=128, lr=1e-3)
+        return Training(steps=8_000 if budget == "cpu" else 50_000, batch_size=128, lr=1e-3, validate_every=1_000)
     return Training(epochs=30 if budget == "cpu" else 100, batch_size=128, lr=1e-3)
 
 

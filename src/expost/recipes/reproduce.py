@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from expost.recipes import figures_bozkurt2018 as bozkurt
 from expost.recipes.figures_ghosh2020 import (
     copies_table,
     figure3_left,
@@ -20,6 +21,7 @@ from expost.recipes.lab import Lab
 from expost.recipes.lossless import compression_table
 from expost.recipes.plane import plane_table
 from expost.recipes.strips import Strips
+from expost.recipes.sweep_bozkurt2018 import digit_strips, sweep_figure
 from expost.recipes.table_dai2019 import table1 as dai2019_table1
 from expost.recipes.table_ghosh2020 import table1, table2
 from expost.recipes.verdict import word
@@ -96,6 +98,29 @@ def _sweeps(lab: Lab) -> Reproduction:
     return Reproduction([], all(d.holds for d in made), demonstrations=made)
 
 
+def _bozkurt_figure1(lab: Lab) -> Reproduction:
+    made = bozkurt.perplexities(lab)
+    return Reproduction([], made.holds, strips=[bozkurt.figure1(lab)], demonstrations=[made])
+
+
+def _bozkurt_figure2(lab: Lab) -> Reproduction:
+    made = bozkurt.figure2(lab)
+    return Reproduction([], made.holds, demonstrations=[made])
+
+
+def _bozkurt_figure3(lab: Lab) -> Reproduction:
+    maps, table = bozkurt.figure3(lab)
+    return Reproduction([table], table.rows[0][1] > 0.8 and table.rows[1][1] < 0.1, maps)
+
+
+def _bozkurt_digit(digit: int) -> Callable[[Lab], Reproduction]:
+    def make(lab: Lab) -> Reproduction:
+        made = sweep_figure(lab, digit)
+        return Reproduction([], made.holds, strips=[digit_strips(lab, digit)], demonstrations=[made])
+
+    return make
+
+
 def _compression(lab: Lab) -> Reproduction:
     table, good = compression_table(lab)
     return Reproduction([table], good)
@@ -104,6 +129,13 @@ def _compression(lab: Lab) -> Reproduction:
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
+        Target("bozkurt2018/figure1", "unseen digits: reconstruction, optimal decoder, nearest training images; perplexities", "bozkurt2018", _bozkurt_figure1),
+        Target("bozkurt2018/figure2", "is a reconstruction closer to its input or to the training data?", "bozkurt2018", _bozkurt_figure2),
+        Target("bozkurt2018/figure3", "mini-MNIST: largest weight and posteriors over the latent plane", "bozkurt2018", _bozkurt_figure3),
+        *(
+            Target(f"bozkurt2018/figure{number}", f"20 architectures, held-out digit {digit}: depth or size?", "bozkurt2018", _bozkurt_digit(digit))
+            for number, digit in ((4, 9), *((5 + d, d) for d in range(9)))
+        ),
         Target("ghosh2020/table1", "FD of reconstructions, samples (N, GMM-10) and midpoints, nine models", "ghosh2020", _table(table1)),
         Target("ghosh2020/table2", "precision and recall (PRD) of samples from N and GMM-10, eight models", "ghosh2020", _table(table2)),
         Target("ghosh2020/figure3", "FD while training for k latent samples; FD against the KL weight", "ghosh2020", _sweeps),
