@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expost import codec, data, density, evaluate, heads, nets, objectives, recipes, tutorial
+    from expost import adapt, codec, data, density, diagnose, evaluate, heads, nets, objectives, recipes, tutorial
     from expost.autoencoder import Autoencoder
     from expost.conditional import Conditional
     from expost.density import GMM, KDE, Density, Flow, FullGaussian, StandardNormal, VampPrior
@@ -31,7 +31,7 @@ _WHERE = {
     "Training": "training",
     "fit": "train",
 }
-_MODULES = ("codec", "data", "density", "evaluate", "heads", "nets", "objectives", "recipes", "tutorial")
+_MODULES = ("adapt", "codec", "data", "density", "diagnose", "evaluate", "heads", "nets", "objectives", "recipes", "tutorial")
 
 __all__ = ["__version__", *_WHERE, *_MODULES]
 __version__ = "0.1.0"

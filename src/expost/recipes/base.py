@@ -25,10 +25,12 @@ from expost.seeds import seeded
 from expost.stage import CPU as STAGE_CPU
 from expost.training import Training
 
-__all__ = ["BUDGETS", "BudgetName", "Experiment", "Recipe", "Task", "cpu_training", "find", "smoke_training"]
+__all__ = ["BUDGETS", "WRAPPED", "BudgetName", "Experiment", "Recipe", "Task", "cpu_training", "find", "smoke_training"]
 
 BudgetName = Literal["smoke", "cpu", "paper"]
 BUDGETS: tuple[BudgetName, ...] = ("smoke", "cpu", "paper")
+WRAPPED = "wrapped/"
+"""How the recipe of a model begins that expost did not train (:mod:`expost.adapt`)."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,10 @@ def find(name: str) -> Recipe:
 
     from expost.recipes import RECIPES
 
+    if name.startswith(WRAPPED):
+        raise ValueError(
+            "a wrapped model has no recipe, since expost did not train it: it can be used, but neither trained on nor cited from here"
+        )
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, 1, 0.5) or [k for k in RECIPES if name and name in k][:1]
         raise ValueError(

@@ -27,7 +27,8 @@ from expost.files import load_tensors, save_tensors
 from expost.history import History
 from expost.identity import stable_repr
 from expost.mean_stage import MeanStage
-from expost.recipes.base import BudgetName, Experiment, Recipe, Task, find
+from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
+from expost.recipes.wrapped import rebuild_wrapped
 from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
 from expost.train import Watch, fit
@@ -299,8 +300,11 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
 
 
 def _rebuild(folder: RunFolder, saved: dict[str, Any], task: Task, device: str | None) -> tuple[Experiment, Autoencoder]:
-    experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
-    model, _ = experiment.build(saved["seed"])
+    if saved["recipe"].startswith(WRAPPED):
+        experiment, model = rebuild_wrapped(saved, task)
+    else:
+        experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
+        model, _ = experiment.build(saved["seed"])
     folder.load_model(model)
     return experiment, model.to(choose_device(device)).eval()
 

@@ -1,0 +1,120 @@
+"""What must be kept of a wrapped model, beside its weights, to build it again: its kind and settings, plain JSON.
+
+| kind | settings |
+|---|---|
+| ``modules`` | ``reference``: the user's function that returns the networks; its code must be importable again |
+| ``pythae`` | ``config``: model_config.json; ``networks``; ``encoder`` / ``decoder``: references, where the networks are the user's |
+| ``diffusers`` | ``config``: config.json; diffusers must be installed |
+
+and ``interface`` for all three. Weights come from the run folder's ``model.safetensors``; the source is not needed any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from expost.adapt.diffusers import build_diffusers, from_diffusers, read_diffusers_config
+from expost.adapt.interface import Interface, interface_of
+from expost.adapt.modules import wrap
+from expost.adapt.pythae import assemble_pythae, build_pythae, from_pythae, read_config
+from expost.adapt.references import load_pair_weights, module_of, pair_of
+from expost.autoencoder import Autoencoder
+
+__all__ = ["Origin", "SourceKind", "kind_of", "open_source", "shape_of"]
+
+SourceKind = Literal["modules", "pythae", "diffusers"]
+KINDS: tuple[SourceKind, ...] = ("modules", "pythae", "diffusers")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a wrapped model comes from: enough to build it again without its weights."""
+
+    kind: SourceKind
+    settings: dict[str, Any]
+
+    def build(self) -> Autoencoder:
+        """The model with whatever weights its code gives it; load the saved ones next."""
+        if self.kind not in KINDS:
+            raise ValueError(f'there is no kind of wrapped model "{self.kind}": was the folder made by a newer expost?')
+        s = self.settings
+        missing = {"interface", "reference" if self.kind == "modules" else "config"} - s.keys()
+        if missing:
+            raise ValueError(f'the description of this wrapped model lacks "{missing.pop()}": wrap it again')
+        interface = Interface.from_json(s["interface"])
+        if self.kind == "modules":
+            return interface.assemble(*pair_of(s["reference"]))
+        if self.kind == "diffusers":
+            return interface.assemble(*build_diffusers(s["config"]))
+        return assemble_pythae(interface, s["config"], *_pythae_networks(s["config"], s))
+
+
+def _pythae_networks(config: dict[str, Any], settings: dict[str, Any]) -> Any:
+    own = {name: module_of(settings[name], config) for name in ("encoder", "decoder") if settings.get(name)}
+    return build_pythae(config, settings.get("networks") or "mlp", **own)
+
+
+def kind_of(source: str) -> SourceKind:
+    """What a source on the command line is: ``package.module:function``, or the folder of a Pythae or diffusers model."""
+    folder = Path(source)
+    if folder.is_dir():
+        if any((folder / sub / "model_config.json").is_file() for sub in (".", "final_model")):
+            return "pythae"
+        if any((folder / sub / "config.json").is_file() for sub in (".", "vae")):
+            return "diffusers"
+        raise ValueError(
+            f"{source} is no model folder of Pythae (model_config.json) or diffusers (config.json): for your own code write package.module:function"
+        )
+    if ":" in source and not folder.exists():
+        return "modules"
+    raise ValueError(f'there is no model "{source}": give a folder of Pythae or diffusers, or package.module:function for your own code')
+
+
+def shape_of(source: str, kind: SourceKind) -> tuple[int, ...] | None:
+    """The shape of data that a model says it is for, or None."""
+    shape = read_config(source)[1].get("input_dim") if kind == "pythae" else None
+    return tuple(shape) if shape else None
+
+
+def open_source(source: str, x: Tensor, kind: SourceKind, options: dict[str, Any], seed: int = 0) -> tuple[Autoencoder, Origin]:
+    """Wrap what a command line names.
+
+    Args:
+        x: data to try the model on and to measure γ on.
+        options: keywords of :func:`expost.adapt.wrap`, ``from_pythae`` or ``from_diffusers``, where given; for modules also ``weights``, a
+            safetensors file; for Pythae ``encoder`` and ``decoder`` as references.
+    """
+    settings: dict[str, Any] = {}
+    options = dict(options)
+    if kind == "modules":
+        encoder, decoder = pair_of(source)
+        weights = options.pop("weights", None)
+        if weights is not None:
+            load_pair_weights(encoder, decoder, weights)
+        _known(options, ("posterior", "likelihood", "outputs", "gamma", "input_range", "input_shape", "prior"), kind)
+        model = wrap(encoder, decoder, x, seed=seed, **options)
+        settings["reference"] = source
+    elif kind == "pythae":
+        _known(options, ("likelihood", "gamma", "input_range", "networks", "encoder", "decoder"), kind)
+        config = read_config(source)[1]
+        settings.update(config=config, **{k: options[k] for k in ("networks", "encoder", "decoder") if k in options})
+        for name in ("encoder", "decoder"):
+            if name in options:
+                options[name] = module_of(options[name], config)
+        model = from_pythae(source, x=x, seed=seed, **options)
+    else:
+        _known(options, ("likelihood", "gamma"), kind)
+        settings["config"] = {k: v for k, v in read_diffusers_config(source)[1].items() if not k.startswith("_")}
+        model = from_diffusers(source, x, seed=seed, **options)
+    return model, Origin(kind, {**settings, "interface": interface_of(model).to_json()})
+
+
+def _known(options: dict[str, Any], names: tuple[str, ...], kind: SourceKind) -> None:
+    foreign = [name for name in options if name not in names]
+    if foreign:
+        flag = "range" if foreign[0] == "input_range" else foreign[0].replace("_", "-")
+        raise ValueError(f"--{flag} is not for a model of {kind}: what it says is known from the model itself, or it has none")

@@ -1,0 +1,79 @@
+"""Folders of wrapped models: run folders without a training, which every later command loads like a run.
+
+``recipe.json`` names the recipe ``wrapped/KIND`` and keeps, as settings, what :class:`expost.adapt.Origin` needs to build the networks
+again; ``model.safetensors`` keeps the weights. The model's own folder is not needed any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from expost import data
+from expost.adapt import Origin, interface_of
+from expost.autoencoder import Autoencoder
+from expost.checkpoint import RunFolder, versions
+from expost.hashes import state_hash
+from expost.objectives import ELBO, RAE
+from expost.recipes.base import WRAPPED, Experiment, Task
+from expost.training import Training
+
+__all__ = ["rebuild_wrapped", "save_wrapped"]
+
+LARGE = 256
+"""Latent dimensions above which the default mixture has diagonal covariances."""
+
+
+def save_wrapped(
+    out: str | Path, model: Autoencoder, origin: Origin, dataset: data.Dataset, *, source: str, seed: int = 0, name: str = ""
+) -> RunFolder:
+    """Write a wrapped model as a run folder.
+
+    Args:
+        source: the data's name or path, as the user gave it.
+        name: where the model comes from, for the reader.
+    """
+    folder = RunFolder.at(out)
+    if folder.recipe_file.is_file():
+        raise ValueError(f"{out} already holds a run of {folder.read_recipe()['recipe']}: choose another --out")
+    weights = state_hash(model.state_dict(), {})
+    text = json.dumps([origin.kind, origin.settings, dataset.hash, seed, weights], sort_keys=True)
+    description = {
+        "recipe": WRAPPED + origin.kind,
+        "budget": "",
+        "settings": origin.settings,
+        "seed": seed,
+        "source": name,
+        "data": {
+            "source": source,
+            "name": dataset.name,
+            "hash": dataset.hash,
+            "shape": list(dataset.shape),
+            "train": len(dataset.train.x),
+        },
+        "identity": hashlib.sha256(text.encode()).hexdigest()[:8],
+        "versions": versions(),
+    }
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.save_model(model)
+    folder.write_recipe(description)
+    return folder
+
+
+def rebuild_wrapped(saved: dict[str, Any], task: Task) -> tuple[Experiment, Autoencoder]:
+    """The experiment that stands for a wrapped model, and the model, still without its saved weights."""
+    model = Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"]).build()
+    interface = interface_of(model)
+    mixture = "gmm:10" if interface.latent <= LARGE else "gmm:10:diagonal"
+    experiment = Experiment(
+        recipe=saved["recipe"],
+        task=task,
+        network="wrapped",
+        latent=interface.latent,
+        objective=RAE(0.0) if interface.posterior == "mean" else ELBO(),
+        training=Training(steps=1),
+        densities=("prior" if model.prior is not None else "gaussian", mixture),
+    )
+    return experiment, model
