@@ -47,10 +47,10 @@ def _free_decoder(weights: torch.Tensor, indices: torch.Tensor, images: torch.Te
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         value = (w[:, None] * torch.nn.functional.binary_cross_entropy_with_logits(logits.expand_as(x), x, reduction="none")).sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[arg-type]
+    optimiser.step(loss)
     return torch.sigmoid(logits.detach())
 
 

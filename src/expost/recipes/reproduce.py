@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from expost.recipes import figures_bozkurt2018 as bozkurt
+from expost.recipes import figures_dai2019 as dai
 from expost.recipes.figures_ghosh2020 import (
     copies_table,
     figure3_left,
@@ -121,6 +122,26 @@ def _bozkurt_digit(digit: int) -> Callable[[Lab], Reproduction]:
     return make
 
 
+def _dai_figure1(lab: Lab) -> Reproduction:
+    centre, rows = dai.figure1_centre(lab)
+    made = [dai.figure1_left(lab), centre, dai.figure1_right(lab)]
+    return Reproduction([], all(d.holds for d in made), strips=[rows], demonstrations=made)
+
+
+def _dai_figure9(lab: Lab) -> Reproduction:
+    made, rows = dai.figure9(lab)
+    return Reproduction([], made.holds, strips=[rows], demonstrations=[made])
+
+
+def _dai_figure10(lab: Lab) -> Reproduction:
+    made = dai.figure10(lab)
+    return Reproduction([], made.holds, demonstrations=[made])
+
+
+def _dai_samples(number: int) -> Callable[[Lab], Reproduction]:
+    return lambda lab: Reproduction([], True, strips=dai.sample_figure(lab, number))
+
+
 def _compression(lab: Lab) -> Reproduction:
     table, good = compression_table(lab)
     return Reproduction([table], good)
@@ -143,6 +164,13 @@ TARGETS: dict[str, Target] = {
         Target("ghosh2020/figure5", "the same on CIFAR-10", "ghosh2020", _strips(reconstructions, samples, interpolations), "cifar10"),
         Target("ghosh2020/figure6", "samples and their nearest training images in pixels; are they copies?", "ghosh2020", _copies),
         Target("dai2019/table1", "FD of samples: cross-entropy, fixed and learned variance, two-stage", "dai2019", _table(dai2019_table1)),
+        Target("dai2019/figure1", "variance while training, noise along latent directions, singular spectra of q(z) and q(u)", "dai2019", _dai_figure1),
+        *(
+            Target(f"dai2019/figure{number}", f"{' and '.join(what)} of the VAEs and the two-stage VAE", "dai2019", _dai_samples(number), data)
+            for number, (data, what) in dai.SAMPLE_FIGURES.items()
+        ),
+        Target("dai2019/figure9", "image variance under noise along latent directions, beside the printed values", "dai2019", _dai_figure9),
+        Target("dai2019/figure10", "histogram of encoder variances, estimated dimension", "dai2019", _dai_figure10),
         Target("yu2020/table1", "VAE on the three plane densities: entropy, -ELBO, NLL, maps", "yu2020", _plane(1)),
         Target("yu2020/table2", "IWAE on the three plane densities: entropy, bound, NLL, maps", "yu2020", _plane(2)),
         Target("yu2020/demonstrations", "rescaling, optimal variance, linear flow, noisy channel, z is no parameter, importance sampling", "yu2020", _demonstrations),
