@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from expost.mixture_entropy import mixture_entropy
-from expost.posterior_kernel import Kernel, blocks, kernel_of
+from expost.posterior_kernel import Block, Kernel, blocks, kernel_of
 from expost.progress import Bar
 from expost.results import Result
 from expost.seeds import generator
@@ -45,6 +45,10 @@ __all__ = ["AggregatePosterior", "Responsibilities", "mutual_information", "satu
 SATURATED = 0.5
 #: Weights below this add nothing to an average of float64 numbers.
 NOTHING = 1e-18
+#: Logarithms of weights are cut here: below, numbers are first slow and then zero.
+LOWEST = -700.0
+#: Numbers summed up at once, which stay in the processor's cache: 2 MB.
+CACHED = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +133,41 @@ class AggregatePosterior:
         Raises:
             ValueError: shapes that do not fit, NaN, ``exclude`` with N = 1, codes too far away for float64.
         """
-        with Bar(len(z), enabled=sys.stderr.isatty() if progress is None else progress, what="posteriors") as bar:
-            return self._query(z, values, top, exclude, bar.update)
+        z, exclude, count = self._checked(z, exclude)
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        if values is not None and len(values) != self.n:
+            raise ValueError(f"there are {len(values)} values for {self.n} posteriors: pass the data that were encoded, in their order")
+        top, m, average = min(top, count), len(z), None
+        log_prob, entropy, ess = (z.new_empty(m) for _ in range(3))
+        weights, indices = z.new_empty(m, top), torch.empty(m, top, dtype=torch.int64, device=z.device)
+        if values is not None:
+            kind = torch.float64 if unit(values[:0]).dtype == torch.float64 else torch.float32
+            average = torch.empty(m, *values.shape[1:], dtype=kind, device=z.device)
+        for block, i, score, which in self._scores(z, top, exclude, progress):
+            peak = _relative(score)
+            likely, place = score.topk(top, 1)
+            w = score.clamp_(min=LOWEST).exp()
+            total = w.sum(1)
+            log_prob[i] = peak + total.log() - math.log(count)
+            entropy[i] = (total.log() - _dot(w, score) / total).clamp_(0, math.log(count))
+            ess[i] = (total.square() / _dot(w, w)).clamp_(1, count)
+            weights[i], indices[i] = likely.exp() / total[:, None], place if which is None else which.gather(1, place)
+            if average is not None and values is not None:
+                torch.div(w, total[:, None], out=score)
+                if block is not None:  # its weights are complete
+                    rows, scores, every = block
+                    average[rows] = _averages(scores, every, values, self.memory).to(average.dtype)
+        return Responsibilities(log_prob, entropy, ess, indices, weights, average)
 
-    def log_prob(self, z: Tensor, *, exclude: Tensor | None = None) -> Tensor:
-        """log q(z) in nats, (m,) float64, for z (m, d); with ``exclude`` (m,), of the mixture without that datum."""
-        return self._query(z, None, 1, exclude, lambda done: None).log_prob
+    def log_prob(self, z: Tensor, *, exclude: Tensor | None = None, progress: bool | None = False) -> Tensor:
+        """log q(z) in nats, (m,) float64, for z (m, d); with ``exclude`` (m,), of the mixture without that datum. Arguments as for :meth:`query`."""
+        z, exclude, count = self._checked(z, exclude)
+        out = z.new_empty(len(z))
+        for _, i, score, _ in self._scores(z, 1, exclude, progress):
+            peak = _relative(score)
+            out[i] = peak + score.clamp_(min=LOWEST).exp_().sum(1).log() - math.log(count)
+        return out
 
     def pair_log_prob(self, z: Tensor, index: Tensor) -> Tensor:
         """log q(z_i | x_n) with n = index_i, (m,) float64, for z (m, d) and ``index`` (m,)."""
@@ -181,43 +214,29 @@ class AggregatePosterior:
             found.append(max(0.0, 0.5 * (second + math.log(2 * math.pi)) - entropy))
         return torch.tensor(found, dtype=torch.float64, device=self.kernel.device)
 
-    def _query(self, z: Tensor, values: Tensor | None, top: int, exclude: Tensor | None, tell: Callable[[int], None]) -> Responsibilities:
-        z, count = self._codes(z), self.n
-        if top < 1:
-            raise ValueError(f"top must be at least 1, not {top}")
-        if exclude is not None:
-            exclude, count = self._index(exclude, len(z), "exclude"), self.n - 1
-            if not count:
-                raise ValueError("the only posterior cannot be excluded: q(z) would be empty")
-        if values is not None and len(values) != self.n:
-            raise ValueError(f"there are {len(values)} values for {self.n} posteriors: pass the data that were encoded, in their order")
-        top, m = min(top, count), len(z)
-        new = {"dtype": torch.float64, "device": z.device}
-        log_prob, entropy, ess = (torch.empty(m, **new) for _ in range(3))
-        weights, indices = torch.empty(m, top, **new), torch.empty(m, top, dtype=torch.int64, device=z.device)
-        average = None
-        if values is not None:
-            kind = torch.float64 if unit(values[:0]).dtype == torch.float64 else torch.float32
-            average = torch.empty(m, *values.shape[1:], dtype=kind, device=z.device)
+    def _scores(
+        self, z: Tensor, top: int, exclude: Tensor | None, progress: bool | None
+    ) -> Iterator[tuple[Block | None, Tensor, Tensor, Tensor | None]]:
+        """Pieces of the blocks that stay in the cache: rows, scores (a view of the block's) and n; with the last piece of a block, the block."""
         done = 0
-        with torch.autocast(z.device.type, enabled=False):  # queries, means and factors are detached: no graph
+        with Bar(len(z), enabled=sys.stderr.isatty() if progress is None else progress, what="posteriors") as bar:
             for rows, scores, which in blocks(self.kernel, z, top=top, exclude=exclude, memory=self.memory):
-                peak = scores.amax(1, keepdim=True)
-                if not bool(torch.isfinite(peak).all()):
-                    raise ValueError("some codes are so far from all posteriors that log q(z) overflows: check that the encoder did not diverge")
-                scores -= peak
-                likely, place = scores.topk(top, 1)
-                w = scores.clamp_(min=-700).exp()  # below, numbers are slow and then zero
-                total = w.sum(1)
-                log_prob[rows] = peak[:, 0] + total.log() - math.log(count)
-                entropy[rows] = (total.log() - torch.linalg.vecdot(w, scores) / total).clamp_(0, math.log(count))
-                ess[rows] = (total.square() / torch.linalg.vecdot(w, w)).clamp_(1, count)
-                weights[rows], indices[rows] = likely.exp() / total[:, None], place if which is None else which.gather(1, place)
-                if average is not None and values is not None:
-                    average[rows] = _averages(w.div_(total[:, None]), which, values, self.memory).to(average.dtype)
+                width = max(1, CACHED // scores.shape[1])
+                for start in range(0, len(rows), width):
+                    piece = slice(start, start + width)
+                    block = (rows, scores, which) if start + width >= len(rows) else None
+                    yield block, rows[piece], scores[piece], None if which is None else which[piece]
                 done += len(rows)
-                tell(done)
-        return Responsibilities(log_prob, entropy, ess, indices, weights, average)
+                bar.update(done)
+
+    def _checked(self, z: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+        """Codes in float64, what is excluded, and how many posteriors remain."""
+        z = self._codes(z)
+        if exclude is None:
+            return z, None, self.n
+        if self.n == 1:
+            raise ValueError("the only posterior cannot be excluded: q(z) would be empty")
+        return z, self._index(exclude, len(z), "exclude"), self.n - 1
 
     def _codes(self, z: Tensor) -> Tensor:
         if z.dim() != 2 or z.shape[1] != self.d or not z.is_floating_point():
@@ -228,7 +247,7 @@ class AggregatePosterior:
     def _index(self, index: Tensor, m: int, what: str) -> Tensor:
         if index.shape != (m,) or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise ValueError(f"{what} must be one integer for each of the {m} codes, not {index.dtype} of shape {tuple(index.shape)}")
-        if m and not (0 <= int(index.min()) and int(index.max()) < self.n):
+        if m and not (int(index.min()) >= 0 and int(index.max()) < self.n):
             raise ValueError(f"{what} must lie between 0 and {self.n - 1}, the numbers of the posteriors")
         return index.to(self.kernel.device, torch.int64)
 
@@ -259,7 +278,7 @@ def mutual_information(
     index = torch.arange(n, device=aggregate.kernel.device)
     for _ in range(samples):
         z = aggregate.kernel.draw(index, torch.randn(n, aggregate.d, generator=draws, dtype=torch.float64))
-        total = aggregate.query(z, top=1, progress=progress).log_prob
+        total = aggregate.log_prob(z, progress=progress)
         ratios.append((aggregate.pair_log_prob(z, index) - total).cpu())
     each = torch.stack(ratios).mean(0)
     error = float(each.std() / math.sqrt(n)) if n > 1 else None
@@ -276,6 +295,20 @@ def saturation(information: float, n: int) -> tuple[str, ...]:
         f"the mutual information is near its ceiling log N = {math.log(n):.2f}: posteriors hardly overlap, so with more images it would grow "
         "and the marginal KL fall; neither is a property of the model alone",
     )
+
+
+def _relative(score: Tensor) -> Tensor:
+    """Subtract the largest of every row in place, and return it."""
+    peak = score.amax(1)
+    if not bool(torch.isfinite(peak).all()):
+        raise ValueError("some codes are so far from all posteriors that log q(z) overflows: check that the encoder did not diverge")
+    score.sub_(peak[:, None])
+    return peak
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ_k a_ik b_ik without a temporary."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
 
 
 def _averages(w: Tensor, which: Tensor | None, values: Tensor, memory: int) -> Tensor:

@@ -9,13 +9,8 @@ I_q = E log q(z | x_n) / q(z) is how many nats a code tells about *which* image 
 that an ex-post density removes: sampling from p(z) decodes codes that the decoder has not seen, sampling from q(z) does not.
 
 All three are means over z ~ q(z | x_n) of the same log ratios, so the identity holds to rounding. q(z) is the exact mixture over all N
-given images (minibatch estimates are capped at log of the batch and can go negative). For Gaussian posteriors log q(z | x_n) is a quadratic
-form, so that all pairs cost one matrix product per block: with t = 1/σ²,
-
-    log q(z | x_n) = b_n + Σ_k (-t_nk/2) z_k² + (t_nk m_nk) z_k,   b_n = -1/2 Σ_k (t_nk m_nk² + log σ_nk²) - d/2 log 2π,
-
-in float64 on centred means, because the terms cancel (float32 loses up to a nat at d = 128, σ = 0.01). Full covariances use their precision
-matrices in the same way. Memory is bounded by :data:`PAIRS`, not by N².
+given images (minibatch estimates are capped at log of the batch and can go negative), from :mod:`expost.aggregate`: all N² pairs of code and
+posterior in chunks of bounded memory, in float64 where it matters.
 """
 
 from __future__ import annotations
@@ -27,26 +22,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution
 
+from expost.aggregate import AggregatePosterior, saturation
 from expost.autoencoder import Autoencoder, _concatenate, evaluating
 from expost.distributions import check_data, describe, normalised
 from expost.divergences import has_closed_form, kl
 from expost.evaluate.likelihood import log_likelihood, log_prior_of, posterior, prepare, standard_error, stored
-from expost.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.tensors import batches
 
 __all__ = ["Surgery", "aggregate_log_prob", "elbo_surgery"]
 
-#: Pairs (code, posterior) held at once: 2^20 float64 numbers are 8 MB.
-PAIRS = 1 << 20
-COLUMNS = 4096
 #: Rows decoded at once.
 ROWS = 500
-#: Nats from log N within which the mutual information is called saturated.
-SATURATED = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +114,18 @@ def elbo_surgery(
         raise ValueError(f"samples must be at least 1, not {samples}")
     prior, notes = prepare(model, x)
     show = sys.stderr.isatty() if progress is None else progress
-    with evaluating(model), Bar(len(x), enabled=show, what="surgery") as bar:
+    with evaluating(model):
         try:
             q = _concatenate([posterior(model, stored(model, part)) for part in batches(x, batch_size)])
         except TypeError as error:
             raise ValueError("the surgery needs Gaussian posteriors: give the encoder a Diagonal() or FullCovariance() head") from error
         with seeded("surgery", seed):
             z = q.sample((samples,))
-            own, log_prior = q.log_prob(z).double().cpu(), log_prior_of(prior, z).double().cpu()
+            log_prior = log_prior_of(prior, z).double().cpu()
         exact = float(kl(q, prior).double().mean()) if has_closed_form(q, prior) else None
-        aggregate = aggregate_log_prob(q, z.flatten(0, 1), bar).reshape(own.shape).cpu()
+        mixture, codes = AggregatePosterior(q), z.flatten(0, 1)
+        own = mixture.pair_log_prob(codes, torch.arange(len(x)).repeat(samples)).reshape(log_prior.shape).cpu()
+        aggregate = mixture.log_prob(codes, progress=show).reshape(log_prior.shape).cpu()
         parts = []
         for start in range(0, len(x), ROWS):
             images = stored(model, x[start : start + ROWS])
@@ -155,57 +147,18 @@ def elbo_surgery(
     log_n = math.log(len(x))
     if not all(math.isfinite(v) for v in means.values()):
         raise ValueError("a part of the ELBO is not finite: check the data's range and that the training did not diverge")
-    if len(x) > 1 and means["mutual_information"] > log_n - SATURATED:
-        notes += (
-            f"the mutual information is near its ceiling log N = {log_n:.2f}: posteriors hardly overlap, so with more images it would grow "
-            "and the marginal KL fall; neither is a property of the model alone",
-        )
+    notes += saturation(means["mutual_information"], len(x))
     return Surgery(**means, log_n=log_n, errors=errors, rate_exact=exact, n=len(x), samples=samples, seed=seed, notes=notes)
 
 
-def aggregate_log_prob(q: Distribution, z: Tensor, bar: Bar | None = None) -> Tensor:
+def aggregate_log_prob(q: Distribution, z: Tensor, *, memory: int = 256_000_000) -> Tensor:
     """log q(z) = log 1/N Σ_n q(z | x_n) in nats, (m,) float64, for codes z (m, d) and Gaussian posteriors of batch shape (N,).
 
-    A streaming log-sum-exp over blocks of posteriors; at most :data:`PAIRS` pairs are in memory.
+    Short for ``AggregatePosterior(q, memory=memory).log_prob(z)``.
 
+    >>> from torch.distributions import Independent, Normal
     >>> q = Independent(Normal(torch.tensor([[0.0], [0.0]]), torch.ones(2, 1)), 1)
     >>> round(float(aggregate_log_prob(q, torch.zeros(1, 1))), 4) == round(-0.5 * math.log(2 * math.pi), 4)
     True
     """
-    centre = q.mean.double().mean(0)
-    weights, constants = _quadratic(q, centre)
-    n, d = len(constants), z.shape[1]
-    columns = min(n, COLUMNS)
-    rows = min(COLUMNS, max(1, PAIRS // columns))
-    out = []
-    for part in z.split(rows):
-        centred = part.double() - centre
-        features = (
-            [centred.square(), centred] if weights.shape[1] == 2 * d else [(centred[:, :, None] * centred[:, None]).flatten(1), centred]
-        )
-        phi = torch.cat(features, 1)
-        total = torch.full((len(part),), -math.inf, dtype=torch.float64, device=z.device)
-        for start in range(0, n, columns):
-            block = slice(start, start + columns)
-            total = torch.logaddexp(total, torch.logsumexp(torch.addmm(constants[block], phi, weights[block].T), 1))
-        out.append(total - math.log(n))
-        if bar is not None:
-            bar.update(int(sum(map(len, out)) * n / len(z)))
-    return torch.cat(out)
-
-
-def _quadratic(q: Distribution, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """log q(z | x_n) = b_n + A_n · φ(z - centre): A (N, 2d) with φ = [z², z], or (N, d² + d) with φ = [z zᵀ, z]; b (N,)."""
-    if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
-        mean, scale = q.mean.double() - centre, q.stddev.double()
-        t = scale.square().reciprocal()
-        constant = -0.5 * (t * mean.square()).sum(-1) - scale.log().sum(-1) - 0.5 * len(centre) * math.log(2 * math.pi)
-        return torch.cat([-0.5 * t, t * mean], 1), constant
-    if isinstance(q, MultivariateNormal):
-        mean, tril = q.mean.double() - centre, q.scale_tril.double()
-        precision = torch.cholesky_inverse(tril)
-        linear = (precision @ mean[..., None])[..., 0]
-        log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = -0.5 * (mean * linear).sum(-1) - log_det - 0.5 * len(centre) * math.log(2 * math.pi)
-        return torch.cat([-0.5 * precision.flatten(1), linear], 1), constant
-    raise ValueError(f"the aggregate posterior needs Gaussian posteriors, not {describe(q)}: use a Diagonal() or FullCovariance() head")
+    return AggregatePosterior(q, memory=memory).log_prob(z)
