@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from expost.cli.codec import Compress, Decompress
+from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
 from expost.cli.reproduce import Reproduce
+from expost.cli.sweep import Sweep
+from expost.cli.wrap import Wrap
 
 if TYPE_CHECKING:
     from expost.recipes.runs import Run
@@ -297,14 +300,17 @@ COMMANDS: dict[str, Any] = {
     "demo": Demo,
     "list": List,
     "train": Train,
+    "wrap": Wrap,
     "density": Density,
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "diagnose": Diagnose,
     "likelihood": Likelihood,
     "compress": Compress,
     "decompress": Decompress,
     "reproduce": Reproduce,
+    "sweep": Sweep,
     "claims": Claims,
     "cite": Cite,
 }

@@ -14,6 +14,7 @@ from expost.recipes import measures_bozkurt2018 as novel
 from expost.recipes import measures_dai2019 as variance
 from expost.recipes import measures_ghosh2020 as rae
 from expost.recipes import measures_likelihood as likelihood
+from expost.recipes import measures_manoj2018 as radius
 from expost.recipes import measures_yu2020 as tutorial
 from expost.recipes.lab import Lab
 from expost.recipes.verdict import Verdict
@@ -230,15 +231,15 @@ CLAIMS: tuple[Claim, ...] = (
         "losses of the same network on the same batch",
         rae.c18,
     ),
-    Claim("D1", "M", "measured class radius <= isoperimetric bound <= theorem's bound", "partitions"),
-    Claim("D2", "M", "half-spaces and sectors match their closed forms", "Monte Carlo"),
-    Claim("D3", "M", "the theorem's bound is smallest at uniform masses and falls with the number of classes", "formulas"),
-    Claim("D4", "S", "the attack's radius is at most the segment search's", "both estimators"),
-    Claim("D5", "S", "with the omega regulariser and clipping, class centroids come closer", "codes of test images"),
-    Claim("D6", "S", "coverage and code variance fall with the regulariser", "codes and prior samples"),
-    Claim("D7", "S", "sample FD changes by less than 20 % with the regulariser", "FD"),
-    Claim("D8", "S", "centroid distance relative to the code norm changes much less than the raw one", "codes"),
-    Claim("D9", "S", "over models with more classes the class radius is smaller", "2-D grids"),
+    Claim("D1", "M", "measured class radius <= isoperimetric bound <= theorem's bound", "partitions", radius.d1),
+    Claim("D2", "M", "half-spaces and sectors match their closed forms", "Monte Carlo", radius.d2),
+    Claim("D3", "M", "the theorem's bound is smallest at uniform masses and falls with the number of classes", "formulas", radius.d3),
+    Claim("D4", "S", "the attack's radius is at most the segment search's", "both estimators", radius.d4),
+    Claim("D5", "S", "with the omega regulariser and clipping, class centroids come closer", "codes of test images", radius.d5),
+    Claim("D6", "S", "coverage and code variance fall with the regulariser", "codes and prior samples", radius.d6),
+    Claim("D7", "S", "sample FD changes by less than 20 % with the regulariser", "FD", radius.d7),
+    Claim("D8", "S", "centroid distance relative to the code norm changes much less than the raw one", "codes", radius.d8),
+    Claim("D9", "S", "over models with more classes the class radius is smaller", "2-D grids", radius.d9),
     Claim("E1", "M", "grid entropies of the three densities: -1.916776, -1.000000, -2.3358 bits", "1024 x 1024 grid", m.e1),
     Claim("E2", "M", "H <= NLL(250) <= one-sample -ELBO", "grid NLL", likelihood.e2),
     Claim("E3", "S", "IWAE's NLL is below the VAE's on each density (8 Gaussians: W)", "grid NLL", likelihood.e3),

@@ -117,7 +117,7 @@ def perplexities(lab: Lab, digit: int = HELD_OUT) -> Demonstration:
         table.add(f"{name} {digit}", share.value, float(perplexity.median()), float(perplexity.mean()), len(perplexity))
         counts = torch.histc(perplexity.float(), BINS, 0, UP_TO).tolist()
         axes = ("perplexity of the weights", f"images, {name.partition(',')[0]}")
-        series.append(Series(f"{name} {digit}s", Curve(centres, counts, *axes), "bars"))
+        series.append(Series(f"{name.replace(',', '')} {digit}s", Curve(centres, counts, *axes), "bars"))
         figures[f"{name}, below 1.2"] = share.value
     lowest = min(figures.values())
     return Demonstration(
@@ -140,7 +140,7 @@ def figure2(lab: Lab, digit: int = HELD_OUT) -> Demonstration:
     for name, f in found.items():
         panel = name.partition(",")[0]
         axes = ("BCE(μ, x̂), nats", f"BCE(x, x̂), nats, {panel}")
-        series.append(Series(f"{name} {digit}s", Curve(f.to_average.tolist(), f.to_input.tolist(), *axes), "dots"))
+        series.append(Series(f"{name.replace(',', '')} {digit}s", Curve(f.to_average.tolist(), f.to_input.tolist(), *axes), "dots"))
         mode = _mode(f.to_average, f.to_input)
         excess = [float((a - b).mean()) for a, b in ((f.to_input, f.floor_input), (f.to_average, f.floor_average))]
         share = f.closer_to_input.value

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from expost.recipes import figures_bozkurt2018 as bozkurt
 from expost.recipes import figures_dai2019 as dai
+from expost.recipes import figures_manoj2018 as radius
 from expost.recipes.figures_ghosh2020 import (
     copies_table,
     figure3_left,
@@ -142,6 +143,11 @@ def _dai_samples(number: int) -> Callable[[Lab], Reproduction]:
     return lambda lab: Reproduction([], True, strips=dai.sample_figure(lab, number))
 
 
+def _manoj(lab: Lab) -> Reproduction:
+    made = [make(lab) for make in (radius.scatter, radius.before_and_after, radius.coverage_curves, radius.estimators, radius.modes)]
+    return Reproduction([], all(d.holds for d in made), strips=[radius.samples(lab)], demonstrations=made)
+
+
 def _compression(lab: Lab) -> Reproduction:
     table, good = compression_table(lab)
     return Reproduction([table], good)
@@ -171,6 +177,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target("dai2019/figure9", "image variance under noise along latent directions, beside the printed values", "dai2019", _dai_figure9),
         Target("dai2019/figure10", "histogram of encoder variances, estimated dimension", "dai2019", _dai_figure10),
+        Target("manoj2018/figures", "classes before and after the regulariser: codes, samples, radius and its bounds, coverage, modes", "manoj2018", _manoj),
         Target("yu2020/table1", "VAE on the three plane densities: entropy, -ELBO, NLL, maps", "yu2020", _plane(1)),
         Target("yu2020/table2", "IWAE on the three plane densities: entropy, bound, NLL, maps", "yu2020", _plane(2)),
         Target("yu2020/demonstrations", "rescaling, optimal variance, linear flow, noisy channel, z is no parameter, importance sampling", "yu2020", _demonstrations),

@@ -37,6 +37,7 @@ def _wide(values: list[float], ratio: float) -> bool:
 def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
     lines = [s for s in group if s.kind == "line"] or group
     bars = [s for s in group if s.kind == "bars"]
+    most = max((len(s.curve.x) for s in group if s.kind == "dots"), default=0)
     log_x = not bars and _wide([x for s in lines for x in s.curve.x], WIDE_X)
     log_y = not bars and _wide([y for s in lines for y in s.curve.y], WIDE_Y)
     drawn = {"line": 0, "points": 0, "dots": 0, "bars": 0}
@@ -47,10 +48,8 @@ def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
             axes.plot(s.curve.x, s.curve.y, LINES[turn % len(LINES)], color=colour, label=s.label, linewidth=1.6)
             continue
         if s.kind == "dots":
-            alpha = 0.9 if len(s.curve.x) < 200 else 0.35
-            axes.plot(
-                s.curve.x, s.curve.y, ".", color=colour, label=s.label, markersize=7 if alpha > 0.5 else 3, alpha=alpha, markeredgewidth=0
-            )
+            size, alpha = (7, 0.9) if most < 200 else (4, 0.5)
+            axes.plot(s.curve.x, s.curve.y, ".", color=colour, label=s.label, markersize=size, alpha=alpha, markeredgewidth=0)
             continue
         if s.kind == "bars":
             width = min((b - a for a, b in itertools.pairwise(sorted(s.curve.x))), default=1.0) / len(bars)

@@ -1,0 +1,87 @@
+"""``expost diagnose``: what a run learned, what is wrong with it, and the command that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+__all__ = ["Diagnose"]
+
+
+@dataclass
+class Diagnose:
+    """Say what a trained run learned: does it memorise, which units live, does q(z) match what is sampled, and what to do about it."""
+
+    folder: Positional[Path]
+    """run folder, of `expost train` or `expost wrap`"""
+    density: str | None = None
+    """what is sampled from; default: the training prior, or the recipe's first density"""
+    n: int = 2000
+    """held-out data (the test split) used"""
+    out: Path | None = None
+    """folder of the report; default: FOLDER/diagnosis"""
+    full: bool = False
+    """print every table, not only the summary and the findings"""
+    data: str | None = None
+    """where the data is now, if it has moved"""
+    seed: int = 0
+    """seed of every choice and draw"""
+    device: str | None = None
+    """cpu, cuda, mps"""
+
+    def run(self) -> None:
+        import time
+
+        from expost.cli.commands import echo, load
+        from expost.files import write_json
+        from expost.recipes.diagnosis import diagnose_run
+        from expost.report import Section, save_panels, write_page
+        from expost.report.demonstrations import save as save_chart
+
+        start = time.monotonic()
+        run = load(self.folder, self.data, self.device)
+        density = self.density or (run.experiment.densities[0] if run.experiment.densities else "gmm:10")
+        report = diagnose_run(run, density, n=self.n, seed=self.seed)
+        out = self.out or self.folder / "diagnosis"
+        out.mkdir(parents=True, exist_ok=True)
+        tables = report.diagnosis.panel.tables()
+        findings = report.diagnosis.findings
+        verdict = (
+            f"{len(findings)} finding{'s' * (len(findings) != 1)}" if findings else "no findings: every measurement is within its threshold"
+        )
+        sections = [
+            Section(
+                "Verdict", [f"{run.experiment.recipe} on {run.dataset.name}, sampled from {density}: {verdict}.", *report.diagnosis.notes]
+            )
+        ]
+        for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
+            text = [
+                finding.sentence,
+                f"Measured: {finding.measured}.",
+                f"Threshold: {finding.threshold}.",
+                f"Remedy: {finding.remedy.text}.",
+            ]
+            sections.append(Section(f"{rank}. {finding.name}", text, code="\n".join(lines)))
+        for strips in report.strips:
+            picture = out / f"{strips.name}.png"
+            save_panels(picture, strips.rows, strips.columns, captions=strips.captions)
+            sections.append(Section(strips.title, [strips.caption], pictures=[picture]))
+        for chart in report.charts:
+            picture = out / f"{chart.name}.png"
+            save_chart(picture, chart)
+            sections.append(Section(chart.title, [chart.claim], pictures=[picture]))
+        if report.diagnosis.optimal is not None:
+            tables.append(report.diagnosis.optimal.table("optimal decoder, held-out data"))
+        sections += [Section(table.title, tables=[table]) for table in tables]
+        sections.append(Section("Do it again", code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}"))
+        write_page(out / "report.html", f"Diagnosis of {self.folder}", sections)
+        write_json(out / "diagnosis.json", report.to_json())
+        echo("\n\n".join(str(table) for table in (tables if self.full else tables[:1])))
+        echo(f"\n{verdict}" + (f" ({run.experiment.recipe} on {run.dataset.name}, sampled from {density})" if findings else ""))
+        for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
+            echo(f"\n{rank}. {finding}")
+            for line in lines:
+                echo(f"    $ {line}")
+        echo(f"\nwrote {out / 'report.html'} in {time.monotonic() - start:.0f} s")

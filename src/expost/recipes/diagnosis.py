@@ -1,0 +1,271 @@
+"""``expost diagnose``: the findings of a run, the commands that mend them, and the pictures that show them.
+
+:func:`commands` turns a remedy in words (:mod:`expost.diagnose.findings`) into command lines for this run's recipe, data and settings. A remedy
+without an honest command, such as "more data", has none.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expost.autoencoder import evaluating
+from expost.density.base import Density
+from expost.diagnose.encoder_variances import encoder_variances
+from expost.diagnose.findings import Diagnosis, Finding, diagnose
+from expost.objectives import ELBO
+from expost.recipes.runs import Run
+from expost.recipes.strips import SHOWN, Strips
+from expost.results import Curve, Series, Table
+from expost.tensors import unit
+from expost.tutorial import Demonstration
+
+__all__ = ["Report", "commands", "diagnose_run", "weight_that_keeps"]
+
+#: Latent units shown in the strips of traversals, and how far they go, in standard deviations of the density.
+TRAVERSED, REACH = 8, 3.0
+#: By how much the weight of the KL term is raised against memorising, and against exploding codes.
+STRONGER = 4.0
+#: Points in a scatter plot.
+DOTS = 3000
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What ``expost diagnose`` prints and draws.
+
+    Attributes:
+        diagnosis: measurements and findings.
+        commands: for every finding, the command lines that mend it, or none.
+        strips, charts: pictures.
+        notes: sentences for the reader.
+    """
+
+    diagnosis: Diagnosis
+    commands: tuple[tuple[str, ...], ...]
+    strips: tuple[Strips, ...]
+    charts: tuple[Demonstration, ...]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        return self.diagnosis.table()
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.diagnosis.to_json()
+        for finding, lines in zip(found["findings"], self.commands, strict=True):
+            finding["commands"] = list(lines)
+        return {**found, "notes": [*found["notes"], *self.notes]}
+
+
+def diagnose_run(run: Run, density: str, *, n: int = 2000, seed: int = 0, pictures: bool = True, progress: bool | None = None) -> Report:
+    """Diagnose a run against the density of a spec; training data are the run's, held-out data its test split."""
+    fitted, data = run.density(density), run.dataset
+    objective = run.experiment.objective
+    beta = float(objective.beta) if isinstance(objective, ELBO) and objective.beta > 0 else 1.0
+    found = diagnose(run.model, data.train.x, data.test.x, density=fitted, beta=beta, n=n, seed=seed, progress=progress)
+    strips: tuple[Strips, ...] = ()
+    charts: tuple[Demonstration, ...] = ()
+    if pictures:
+        strips = _strips(run, fitted, found, density, seed) if data.train.x.dim() == 4 else ()
+        charts = _charts(run, fitted, found, density, n, seed)
+    return Report(found, tuple(commands(run, f, found, density) for f in found.findings), strips, charts)
+
+
+def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior") -> tuple[str, ...]:
+    """The command lines of a finding's remedy for this run; none where there is no honest one."""
+    if run.folder is None:
+        return ()
+    folder, remedy = run.folder.path, finding.remedy
+    if remedy.density is not None and remedy.density != density:
+        other = remedy.density
+        return (
+            _line("expost", "density", folder, other),
+            _line("expost", "sample", folder, "--density", other, "--grid", folder / "samples.png"),
+            _line("expost", "diagnose", folder, "--density", other),
+        )
+    saved = run.folder.read_recipe()
+    if saved["recipe"].startswith("wrapped/"):
+        return ()
+    recipe, settings, objective = saved["recipe"], dict(saved["settings"]), run.experiment.objective
+    if finding.name == "collapsed posterior" and (weight := weight_that_keeps(run, found)) is not None:
+        settings["objective.beta"] = weight
+    elif finding.name == "memorising decoder" and isinstance(objective, ELBO) and objective.beta > 0:
+        settings["objective.beta"] = STRONGER * objective.beta
+    elif finding.name == "exploding codes" and isinstance(objective, ELBO):
+        default = run.recipe.prepare(run.experiment.task, saved["budget"]).objective
+        assert isinstance(default, ELBO)
+        settings["objective.beta"] = default.beta if default.beta > objective.beta else STRONGER * objective.beta
+    elif remedy.settings:
+        settings |= remedy.settings
+    elif remedy.recipe is not None and remedy.recipe != recipe:
+        recipe, settings = remedy.recipe, _common(settings, run)
+    else:
+        return ()
+    out = folder.with_name(f"{folder.name}-mended")
+    chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={_value(value)}")]
+    train = _line(
+        "expost",
+        "train",
+        recipe,
+        "--data",
+        saved["data"]["source"],
+        "--budget",
+        saved["budget"],
+        "--seed",
+        saved["seed"],
+        *chosen,
+        "--out",
+        out,
+    )
+    return (train, _line("expost", "diagnose", out))
+
+
+def weight_that_keeps(run: Run, found: Diagnosis) -> float | None:
+    """The weight of the KL term for which a linear VAE would keep half of the units with room to spare; None if the weight is not to blame.
+
+    It keeps unit u while βγ is below the eigenvalue λ_u of the data's covariance (Lucas et al. 2019): β is lowered until βγ is half of λ_{d/2}.
+    """
+    objective, linear = run.experiment.objective, found.panel.linear
+    if not isinstance(objective, ELBO) or linear is None or linear.kept > math.ceil(linear.d / 2):
+        return None
+    wanted = float(linear.eigenvalues[min(len(linear.eigenvalues), math.ceil(linear.d / 2)) - 1]) / 2
+    if not 0 < wanted < linear.gamma:
+        return None
+    return float(f"{objective.beta * wanted / linear.gamma:.3g}")
+
+
+def _common(settings: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The settings that every recipe has; the latent size stays."""
+    kept = {k: v for k, v in settings.items() if k in ("network", "latent") or k.startswith("training.")}
+    return {**kept, "latent": run.experiment.latent}
+
+
+def _value(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _line(*parts: object) -> str:
+    return shlex.join(str(p) for p in parts)
+
+
+def _strips(run: Run, density: Density, found: Diagnosis, spec: str, seed: int) -> tuple[Strips, ...]:
+    model, data = run.model, run.dataset
+    made = []
+    if found.optimal is not None:
+        o = found.optimal
+        nearest = unit(data.train.x[o.weights.indices[:SHOWN, 0].cpu()]).cpu()
+        rows = {
+            "held-out data": o.inputs[:SHOWN],
+            "reconstruction": o.reconstructions[:SHOWN],
+            "optimal decoder": o.averages[:SHOWN],
+            "largest weight": nearest,
+        }
+        captions = {"largest weight": [f"{w:.2f}" for w in o.weights.weights[:SHOWN, 0].tolist()]}
+        text = (
+            "A decoder that memorises gives the third row instead of the first: the average of training data weighted by q(z | x_n) / Σ q(z | x_j). "
+            "Below, the training image of largest weight."
+        )
+        made.append(Strips("memorisation", "Does the decoder memorise?", text, rows, SHOWN, captions))
+    else:
+        x = data.test.x[:SHOWN]
+        rows = {"held-out data": unit(x).cpu(), "reconstruction": model.reconstruct(x).cpu()}
+        made.append(Strips("reconstructions", "Reconstructions", "Data that the model has not seen.", rows))
+    with torch.no_grad():
+        samples = model.with_prior(density).generate(2 * SHOWN, seed=seed).clamp(0, 1).cpu()
+    rows = {f"samples, {spec}": samples[:SHOWN], "more": samples[SHOWN:]}
+    made.append(Strips("samples", "Samples", f"Decoded draws from {spec}.", rows))
+    return (*made, _traversals(run, density, found))
+
+
+def _traversals(run: Run, density: Density, found: Diagnosis) -> Strips:
+    """Decoded lines through the mean code along single units, the most used first and the least used last."""
+    model = run.model
+    with evaluating(density):
+        draws = density().sample(torch.Size((2000,)))
+    centre, spread = draws.mean(0), draws.std(0)
+    units = found.panel.units
+    order = units.ablation.argsort(descending=True).tolist() if units is not None else list(range(len(centre)))
+    chosen = order if len(order) <= TRAVERSED else [*order[: TRAVERSED - 1], order[-1]]
+    steps = torch.linspace(-REACH, REACH, 11, device=centre.device)
+    rows = {}
+    for u in chosen:
+        z = centre.repeat(len(steps), 1)
+        z[:, u] += steps * spread[u]
+        rows[f"unit {u}"] = model.decode_points(z).clamp(0, 1).cpu()
+    text = f"Single units from {-REACH:g} to {REACH:g} standard deviations of the density around its mean; the most used units first, the least used last."
+    return Strips("traversals", "What single units do", text, rows, len(steps))
+
+
+def _chart(name: str, title: str, claim: str, series: tuple[Series, ...]) -> Demonstration:
+    return Demonstration(name, title, claim, Table(("",)), series, True)
+
+
+def _charts(run: Run, density: Density, found: Diagnosis, spec: str, n: int, seed: int) -> tuple[Demonstration, ...]:
+    made = []
+    units, marginals = found.panel.units, found.panel.marginals
+    if units is not None:
+        order = units.ablation.argsort(descending=True).tolist()
+        place = [float(i) for i in range(len(order))]
+        series = [
+            Series(
+                "ablation",
+                Curve(place, units.ablation[order].tolist(), "unit, most used first", f"loss without it ({units.measure})"),
+                "bars",
+            )
+        ]
+        if units.kl is not None:
+            series.append(Series("KL", Curve(place, units.kl[order].tolist(), "unit, most used first", "KL to the prior (nats)"), "bars"))
+        if marginals is not None and bool(torch.isfinite(marginals.kl).all()):
+            curve = Curve(place, marginals.kl[order].tolist(), "unit, most used first", f"KL of q(z_u) to {marginals.reference} (nats)")
+            series.append(Series("marginal KL", curve, "bars"))
+        made.append(
+            _chart(
+                "units", "Latent units", "What each unit is worth, what it costs, and how far its distribution is from p(z).", tuple(series)
+            )
+        )
+    if found.optimal is not None:
+        shares = encoder_variances(run.model, run.dataset.train.x[:10_000]).series("posterior variances")
+        text = "Units that carry information have variances near 0, those that do not near 1."
+        made.append(_chart("variances", "Encoder variances of 10 000 training data", text, (shares,)))
+        o = found.optimal
+        far = float(torch.quantile(torch.cat([o.to_input, o.to_average]), 0.999))
+        axes = ("distance of x̂ from the optimal decoder", f"distance of x̂ from the input ({o.kind})")
+        dots = Series("held-out data", Curve(o.to_average[:DOTS].tolist(), o.to_input[:DOTS].tolist(), *axes), "dots")
+        line = Series("equally far", Curve([0.0, far], [0.0, far], *axes))
+        made.append(
+            _chart(
+                "generalisation",
+                "Is a reconstruction closer to its input or to training data?",
+                "Below the line the model generalises.",
+                (dots, line),
+            )
+        )
+    made.append(_codes(run, density, units.ablation if units is not None else None, spec, n, seed))
+    return tuple(made)
+
+
+def _codes(run: Run, density: Density, ablation: Tensor | None, spec: str, n: int, seed: int) -> Demonstration:
+    """Codes of held-out data and draws of the density, in the two most used units."""
+    z = run.model.latents(run.dataset.test.x[:DOTS], at="sample", seed=seed).cpu()
+    with evaluating(density):
+        draws = density().sample(torch.Size((min(len(z), n),))).cpu()
+    first, second = (
+        ablation.argsort(descending=True)[:2].tolist() if ablation is not None and len(ablation) > 1 else (0, min(1, z.shape[1] - 1))
+    )
+    axes = (f"unit {first}", f"unit {second}")
+    series = [Series(f"draws, {spec}", Curve(draws[:, first].tolist(), draws[:, second].tolist(), *axes), "dots")]
+    labels = run.dataset.test.labels
+    if labels is None or run.dataset.classes > 10:
+        series.append(Series("codes", Curve(z[:, first].tolist(), z[:, second].tolist(), *axes), "dots"))
+    else:
+        for c in range(run.dataset.classes):
+            part = z[labels[: len(z)] == c]
+            if len(part):
+                series.append(Series(f"class {c}", Curve(part[:, first].tolist(), part[:, second].tolist(), *axes), "dots"))
+    text = f"Codes of held-out data (samples of q(z | x)) over draws from {spec}, in the two most used units: where only draws are, samples are decoded without data."
+    return _chart("codes", "Codes and what is sampled", text, tuple(series))
