@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.diagnose.class_codes import class_codes, prior_reach
+from expost.diagnose.class_distances import class_codes, prior_reach
 from expost.diagnose.latent_classes import prior_codes
 
 

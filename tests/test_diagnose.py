@@ -15,7 +15,7 @@ from expost.cli import main
 from expost.density import StandardNormal
 from expost.diagnose import findings
 from expost.diagnose.findings import Diagnosis, code_scale, diagnose, generalising, loss_ratio
-from expost.diagnose.optimal_decoder import optimal_decoder
+from expost.diagnose.optimal import optimal_decoder
 from expost.recipes import diagnosis as recipes_diagnosis
 from expost.recipes.runs import load_run
 from toys import model, pictures, vectors

@@ -14,7 +14,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import FullGaussian, GaussianMixture, StandardNormal
-from expost.diagnose.marginals import marginal_divergence, marginals
+from expost.diagnose.marginal import marginal_divergence, marginals
 from expost.diagnose.mismatch import c2st, mmd
 from expost.divergences import mmd as training_mmd
 from toys import linear, model, vectors

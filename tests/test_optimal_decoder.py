@@ -12,7 +12,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
-from expost.diagnose.optimal_decoder import aggregate_of, distance, floor, latent_map, optimal_decoder
+from expost.diagnose.optimal import aggregate_of, distance, floor, latent_map, optimal_decoder
 
 
 class Tail(nn.Module):

@@ -13,7 +13,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
-from expost.diagnose.panel import Panel, panel, reconstruction_gain
+from expost.diagnose.health import Panel, panel, reconstruction_gain
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.diagnose.encoder_variances import posterior_variances
+from expost.diagnose.eigenvalues import posterior_variances
 from expost.diagnose.variance import decoder_variance
 from expost.distributions import point
 from expost.results import Result, Table

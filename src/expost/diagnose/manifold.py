@@ -30,7 +30,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder, evaluating
 from expost.conditional import Conditional
 from expost.density import StandardNormal
-from expost.diagnose.encoder_variances import encoder_variances
+from expost.diagnose.eigenvalues import encoder_variances
 from expost.objectives import ELBO
 from expost.optimise import minimise
 from expost.results import Curve, Result, Series, Table

@@ -6,7 +6,7 @@ r"""Are these codes draws from that density? Two tests of two samples.
   the two apart. Its logit estimates log q(z)/p(z), and so bounds KL(q || p), the only route where q has no density (RAE, WAE).
 
 Both see samples only: a difference smaller than n points can show is not found, and finding none proves nothing. Which dimension is to blame is
-asked in :mod:`expost.diagnose.marginals`.
+asked in :mod:`expost.diagnose.marginal`.
 """
 
 from __future__ import annotations

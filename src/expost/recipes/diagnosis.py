@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expost.autoencoder import evaluating
 from expost.density.base import Density
-from expost.diagnose.encoder_variances import encoder_variances
+from expost.diagnose.eigenvalues import encoder_variances
 from expost.diagnose.findings import Diagnosis, Finding, diagnose
 from expost.objectives import ELBO
 from expost.recipes.runs import Run

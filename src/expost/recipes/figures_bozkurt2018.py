@@ -1,7 +1,7 @@
 """Figures of 000: does a VAE reconstruct a digit that it has never seen, or the training images nearest to it?
 
 Four models: one hidden layer of 400 ("shallow") or 400-200-100 ("deep"), trained with all digits or without one; always judged on the test
-images of that digit. Weights, averages and reconstructions are at the posterior mean, as in the authors' code (:mod:`expost.diagnose.optimal_decoder`).
+images of that digit. Weights, averages and reconstructions are at the posterior mean, as in the authors' code (:mod:`expost.diagnose.optimal`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from expost.diagnose.optimal_decoder import LatentMap, OptimalDecoder, latent_map, optimal_decoder
+from expost.diagnose.optimal import LatentMap, OptimalDecoder, latent_map, optimal_decoder
 from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
 from expost.recipes.strips import Strips

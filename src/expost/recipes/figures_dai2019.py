@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from expost.diagnose.encoder_variances import EncoderVariances, encoder_variances, posterior_variances
-from expost.diagnose.noise_directions import NoiseDirections, noise_directions
+from expost.diagnose.eigenvalues import EncoderVariances, encoder_variances, posterior_variances
+from expost.diagnose.noise import NoiseDirections, noise_directions
 from expost.diagnose.spectra import LatentSpectra, latent_spectra
 from expost.diagnose.variance import VarianceTrace, decoder_variance, variance_trace
 from expost.recipes.figures_ghosh2020 import SHOWN, Strips
@@ -181,7 +181,7 @@ def _noise(lab: Lab, number: str, title: str) -> tuple[Demonstration, Strips]:
         (made.series(),),
         rho < -0.8 and (unused is None or unused < 0.01),
         {name: value for name, value in figures.items() if math.isfinite(value)},
-        ("definition of the image variance, amplitude of the noise: our reading, see expost.diagnose.noise_directions", *made.notes),
+        ("definition of the image variance, amplitude of the noise: our reading, see expost.diagnose.noise", *made.notes),
     )
     return shown, Strips(number, f"{title} ({_title(lab)})", caption, strip, 1 + made.images.shape[1])
 

@@ -11,7 +11,7 @@ import math
 import torch
 
 from expost.diagnose.bounds import LARGEST_MASS, isoperimetric_bound, sector_radius, theorem_bound
-from expost.diagnose.class_codes import class_codes
+from expost.diagnose.class_distances import class_codes
 from expost.recipes.figures_ghosh2020 import SHOWN, Strips
 from expost.recipes.grid_manoj2018 import PRINTED, grid_models
 from expost.recipes.lab import Lab

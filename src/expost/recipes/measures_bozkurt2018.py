@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from expost.diagnose.optimal_decoder import aggregate_of
+from expost.diagnose.optimal import aggregate_of
 from expost.evaluate.classifier import TrainedClassifier
 from expost.recipes.figures_bozkurt2018 import HELD_OUT, before_training, digit_images, examine, mini, mini_map, run_of
 from expost.recipes.lab import Lab

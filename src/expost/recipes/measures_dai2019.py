@@ -9,7 +9,7 @@ import torch
 from expost.autoencoder import evaluating
 from expost.diagnose.jacobian import jacobian_identity
 from expost.diagnose.manifold import gaussian_ring, learned_variance, manifold_check, manifold_data
-from expost.diagnose.noise_directions import noise_correlation
+from expost.diagnose.noise import noise_correlation
 from expost.objectives import ELBO
 from expost.recipes.figures_dai2019 import LEARNED, cifar_run, spectra_of, variances_of
 from expost.recipes.lab import Lab

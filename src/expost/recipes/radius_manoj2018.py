@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expost import data
 from expost.diagnose.bounds import HIGHEST, entropy_bound, radius_bounds
-from expost.diagnose.class_codes import class_codes, prior_reach
+from expost.diagnose.class_distances import class_codes, prior_reach
 from expost.diagnose.latent_classes import LatentClasses, outputs, prior_codes
 from expost.diagnose.masses import class_masses, coverage
 from expost.diagnose.radius import segment_radius, smallest

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from expost.diagnose.optimal_decoder import OptimalDecoder
+from expost.diagnose.optimal import OptimalDecoder
 from expost.nets import BOZKURT_HIDDEN
 from expost.recipes.figures_bozkurt2018 import judge, run_of, title_of
 from expost.recipes.lab import Lab

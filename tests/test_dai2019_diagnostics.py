@@ -14,10 +14,10 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
-from expost.diagnose.encoder_variances import encoder_variances, posterior_variances, summarise_variances
+from expost.diagnose.eigenvalues import encoder_variances, posterior_variances, summarise_variances
 from expost.diagnose.jacobian import decoder_gram, decoder_jacobian, jacobian_identity
 from expost.diagnose.manifold import gaussian_ring, learned_variance, linear_cost, manifold_check, manifold_data, optimal_linear_vae
-from expost.diagnose.noise_directions import noise_correlation, noise_directions, spearman
+from expost.diagnose.noise import noise_correlation, noise_directions, spearman
 from expost.diagnose.spectra import latent_spectra, singular_spectrum, squared_mmd
 from expost.diagnose.variance import decoder_variance, optimal_variance, variance_trace
 from expost.divergences import mmd

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.diagnose.encoder_variances import posterior_variances
+from expost.diagnose.eigenvalues import posterior_variances
 from expost.distributions import point
 from expost.results import Curve, Result, Series, Table
 from expost.seeds import generator
