@@ -14,8 +14,8 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import FullGaussian, StandardNormal
-from expost.diagnose.linear import linear_units, spectrum
 from expost.diagnose.latent_units import units
+from expost.diagnose.linear import linear_units, spectrum
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 

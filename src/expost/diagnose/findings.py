@@ -30,8 +30,8 @@ from torch import Tensor
 from expost import heads
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density.base import Density
-from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
 from expost.diagnose.health import Panel, panel
+from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
 from expost.distributions import deterministic
 from expost.results import Result, Table, format_number
 from expost.seeds import permutation, seeded

@@ -30,10 +30,10 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.density import FullGaussian, StandardNormal
 from expost.density.base import Density
 from expost.diagnose.dimension import levina_bickel, neighbourhoods, two_nn
+from expost.diagnose.latent_units import Units, gaussian_error, loss_of, standard_error, units
 from expost.diagnose.linear import LinearUnits, linear_units
 from expost.diagnose.marginal import Marginals, marginals
 from expost.diagnose.mismatch import c2st, mmd
-from expost.diagnose.latent_units import Units, gaussian_error, loss_of, standard_error, units
 from expost.distributions import check_data, deterministic
 from expost.divergences import has_closed_form, kl
 from expost.progress import Bar
