@@ -22,12 +22,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def test_figure_1_shows_inputs_outputs_averages_and_neighbours(lab: Lab) -> None:
     strips = figures.figure1(lab)
-    assert len(strips.rows) == 12
+    assert len(strips.rows) == 4
     for name, images in strips.rows.items():
-        assert images.shape == (6, 1, 8, 8)
-        assert len(strips.captions[name]) == 6
-        weights = [float(w) for w in strips.captions[name][3:]]
-        assert weights == sorted(weights, reverse=True)
+        assert images.shape == (18, 1, 8, 8)
+        assert len(strips.captions[name]) == 18
+        for i in range(0, 18, 6):
+            weights = [float(w) for w in strips.captions[name][i + 3 : i + 6]]
+            assert weights == sorted(weights, reverse=True)
     made = figures.perplexities(lab)
     assert len(made.series) == 4
     for series, row in zip(made.series, made.table.rows, strict=True):
@@ -60,7 +61,7 @@ def test_figure_3_maps_the_plane(lab: Lab) -> None:
     assert row["largest weight"].shape == (200, 200)
     assert row["with posteriors (±2σ)"].shape == (3, 200, 200)
     assert 0 <= row["aggregate posterior, square root"].min() <= row["aggregate posterior, square root"].max() <= 1
-    assert row["decoder over the plane"].shape == (120, 120)
+    assert row["decoder over the plane"].shape == (3, 120, 120)
     assert table.rows[1][1] == pytest.approx(float(figures.mini_map(lab).stds.median()))
 
 
@@ -71,7 +72,7 @@ def test_architectures_are_the_papers() -> None:
     golden = {(): 39984, (400,): 334784, (400, 200): 404984, (400, 200, 100): 420084, (400, 400, 400): 655584, (100, 100, 100): 104484}
     assert len(BOZKURT_HIDDEN) == 20
     for hidden, parameters in golden.items():
-        recipe, settings = sweep.recipe_of(hidden)
+        recipe, settings = sweep.recipe_of(hidden, "smoke")
         experiment, _ = plan(recipe, data_name="digits", budget="smoke", settings=settings)
         decoder = experiment.pair.decoder(50, Task("mnist", (1, 28, 28), 60_000).shape, 1)
         assert sum(p.numel() for p in decoder.parameters()) == parameters

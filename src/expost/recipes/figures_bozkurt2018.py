@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from expost.diagnose.optimal import LatentMap, OptimalDecoder, latent_map, optimal_decoder
+from expost.identity import stable_repr
 from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
 from expost.recipes.strips import Strips
@@ -72,7 +73,7 @@ def digit_images(run: Run, digit: int) -> Tensor:
 
 def judge(lab: Lab, run: Run, digit: int) -> OptimalDecoder:
     """The optimal decoder beside the model's, for the test images of a digit; kept in memory, since several figures and claims ask for it."""
-    key = ("000", run.experiment.network, run.dataset.hash, digit)
+    key = ("000", stable_repr(run.experiment), run.dataset.hash, digit)
     return lab.once(key, lambda: optimal_decoder(run.model, run.dataset.train.x, digit_images(run, digit)))
 
 
@@ -92,17 +93,18 @@ def figure1(lab: Lab, digit: int = HELD_OUT, shown: int = 3) -> Strips:
     for name, (recipe, seen) in MODELS.items():
         run = run_of(lab, recipe, None if seen else digit)
         found, train = judge(lab, run, digit), run.dataset.train.x
+        strip: list[Tensor] = []
+        captions[f"{name} {digit}s"] = []
         for i in range(min(shown, len(found.inputs))):
             best = unit(train[found.weights.indices[i].cpu()]).cpu()
-            rows[f"{name} {digit}, {i}"] = torch.cat(
-                [found.inputs[i : i + 1], found.reconstructions[i : i + 1], found.averages[i : i + 1], best]
-            )
-            captions[f"{name} {digit}, {i}"] = ["input", "decoder", "average", *(f"{w:.2f}" for w in found.weights.weights[i].tolist())]
+            strip += [found.inputs[i : i + 1], found.reconstructions[i : i + 1], found.averages[i : i + 1], best]
+            captions[f"{name} {digit}s"] += ["input", "decoder", "average", *(f"{w:.2f}" for w in found.weights.weights[i].tolist())]
+        rows[f"{name} {digit}s"] = torch.cat(strip)
     caption = (
-        f"Test images of {digit}; the models were trained with or without {digit}s. The last three images are the training images of largest "
-        "weight, with their weights."
+        f"Test images of {digit}; the models were trained with or without {digit}s. The last three images of six are the training "
+        "images of largest weight, with their weights."
     )
-    return Strips("figure1", f"000, Figure 1 ({title_of(lab)})", caption, rows, 6, captions)
+    return Strips("figure1", f"000, Figure 1 ({title_of(lab)})", caption, rows, 6 * shown, captions)
 
 
 def perplexities(lab: Lab, digit: int = HELD_OUT) -> Demonstration:
@@ -204,7 +206,7 @@ def figure3(lab: Lab) -> tuple[dict[str, dict[str, Tensor]], Table]:
             "largest weight": eroded,
             "with posteriors (±2σ)": _with_ellipses(eroded, found),
             "aggregate posterior, square root": density.sqrt(),
-            "decoder over the plane": _decoded_plane(run, found.bound),
+            "decoder over the plane": _decoded_plane(run, found.bound).expand(3, -1, -1),
         }
     }
     table = Table(("quantity", "measured"), title=f"000, Figure 3 ({title_of(lab)})")

@@ -114,11 +114,11 @@ def draw(demonstration: Demonstration) -> Any:
     for axes, group in zip(every, groups, strict=True):
         _panel(axes, group, colours)
         if not shared:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False, markerscale=1.8)
     if shared:
         handles, labels = every[0].get_legend_handles_labels()
         columns = 2 if len(groups) == 1 else 4
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, markerscale=1.8)
     title = fill(demonstration.title, round(10 * width))
     figure.suptitle(title if demonstration.holds else f"{title}\n(does not hold here)", fontsize=11)
     return figure
