@@ -62,7 +62,10 @@ class List:
         recipes = Table(("recipe", "what", "default data", "densities"), title="Recipes: expost train RECIPE")
         for row in RECIPES.values():
             recipes.add(row.name, row.summary, row.data, " ".join(row.densities))
-        sets = Table(("data", "what", "source"), title="Data sets: --data NAME, or any folder, .npz or .npy file")
+        sets = Table(
+            ("data", "what", "source"),
+            title="Data sets: --data NAME, or any folder, .npz or .npy file; parts by class: NAME:without=9, NAME:only=3,5, NAME:per-class=10",
+        )
         for entry in names():
             sets.add(*entry)
         densities = Table(("density",), title="Densities: expost density RUN SPEC ...")
@@ -287,12 +290,20 @@ class Cite:
         from expost.recipes.citations import CITATIONS
 
         folder = RunFolder.existing(self.folder)
-        keys = [find(folder.read_recipe()["recipe"]).paper]
+        recipe = folder.read_recipe()["recipe"]
+        wrapped = {"wrapped/pythae": ["chadebec2022"], "wrapped/diffusers": ["rombach2022"], "wrapped/modules": []}
+        keys = wrapped[recipe] if recipe in wrapped else [find(recipe).paper]
         used = {p.stem.partition("-")[0] for p in (folder.path / "densities").glob("*.safetensors")}
         extra = {"stage": "dai2019", "flow": "durkan2019", "gmm": "pedregosa2011"}
         keys += [extra[name] for name in sorted(used) if name in extra]
         if any("FD[" in key for key in folder.results()):
             keys.append("heusel2017")
+        if (folder.path / "diagnosis").is_dir():
+            keys += ["bozkurt2018", "burda2016", "lucas2019", "lopezpaz2017"]
+        if not keys:
+            raise ValueError(
+                f"{self.folder} is a model of your own, sampled and measured by nothing that has a paper: cite where it comes from"
+            )
         echo("\n\n".join(CITATIONS[key] for key in dict.fromkeys(keys)))
 
 

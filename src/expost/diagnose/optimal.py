@@ -1,4 +1,4 @@
-r"""Does the decoder memorise? (Bozkurt, Esmaeili, Tristan, Brooks, Dy, van de Meent 2018, "Can VAEs generate novel examples?")
+r"""Does the decoder memorise? (Bozkurt, Esmaeili, Brooks, Dy, van de Meent 2018, "Can VAEs generate novel examples?")
 
 For a fixed encoder and an exponential-family likelihood with unlimited capacity, the best decoder is known (Theorem 1): its mean at z is the
 average of the *training data*, weighted by how likely each is to have produced z,

@@ -1,4 +1,4 @@
-"""The networks of Bozkurt, Esmaeili, Tristan, Brooks, Dy, van de Meent (2018), Can VAEs generate novel examples?
+"""The networks of Bozkurt, Esmaeili, Brooks, Dy, van de Meent (2018), Can VAEs generate novel examples?
 
 Perceptrons with ReLU on flattened images; the decoder mirrors the encoder. *Shallow* is one hidden layer of 400, *deep* is
 400-200-100. The paper sweeps "17" architectures; the authors' figure shows the 20 of :data:`BOZKURT_HIDDEN`, whose decoder sizes it prints.

@@ -15,7 +15,7 @@
 | WAE-MMD | `Dirac` | `Gaussian(fixed)` | `StandardNormal` | `WAE(weight, kernel)` | `StandardNormal`, `GMM(10)` |
 | WAE-GAN / AAE | `Dirac` | `Gaussian(fixed)` | `StandardNormal` | `Adversarial(critic)` | `StandardNormal`, `GMM(10)` |
 | omega-VAE | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO() + ClassDistance(30)`, encoder clipped | - |
-| VAE of 000 | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO()` | - |
+| VAE of 000 | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO()` | optimal decoder, see `diagnose` |
 | lossless coder | `Diagonal` | `LogisticMixture` / `Bernoulli` | `StandardNormal` | `ELBO()` / `Binarised(ELBO())` | - |
 | two-level lossless coder | `Diagonal` on maps | `LogisticMixture` | `Autoencoder(...)` | `ELBO()` | - |
 | VampPrior | `Diagonal` | any | `VampPrior(encoder, 500)` | `ELBO()` | - |

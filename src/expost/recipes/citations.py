@@ -5,6 +5,30 @@ from __future__ import annotations
 __all__ = ["CITATIONS"]
 
 CITATIONS: dict[str, str] = {
+    "chadebec2022": """@inproceedings{chadebec2022,
+  title = {Pythae: Unifying Generative Autoencoders in {Python} - A Benchmarking Use Case},
+  author = {Chadebec, Cl{\\'e}ment and Vincent, Louis J. and Allassonni{\\`e}re, St{\\'e}phanie},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2022}
+}""",
+    "rombach2022": """@inproceedings{rombach2022,
+  title = {High-Resolution Image Synthesis with Latent Diffusion Models},
+  author = {Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\\"o}rn},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2022}
+}""",
+    "lucas2019": """@inproceedings{lucas2019,
+  title = {Don't Blame the {ELBO}! A Linear {VAE} Perspective on Posterior Collapse},
+  author = {Lucas, James and Tucker, George and Grosse, Roger and Norouzi, Mohammad},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2019}
+}""",
+    "lopezpaz2017": """@inproceedings{lopezpaz2017,
+  title = {Revisiting Classifier Two-Sample Tests},
+  author = {Lopez-Paz, David and Oquab, Maxime},
+  booktitle = {International Conference on Learning Representations},
+  year = {2017}
+}""",
     "bozkurt2018": """@article{bozkurt2018,
   title = {Can {VAEs} Generate Novel Examples?},
   author = {Bozkurt, Alican and Esmaeili, Babak and Brooks, Dana H. and Dy, Jennifer G. and van de Meent, Jan-Willem},

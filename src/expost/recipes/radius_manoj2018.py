@@ -43,7 +43,7 @@ NODES = {"smoke": 41, "cpu": 301, "paper": 601}
 #: What makes the latent space a plane.
 PLANE = {"latent": 2}
 #: diagnose's modules whose code the numbers depend on.
-MODULES = ("bounds", "class_codes", "latent_classes", "masses", "radius", "radius_attack", "radius_grid")
+MODULES = ("bounds", "class_distances", "latent_classes", "masses", "radius", "radius_attack", "radius_grid")
 
 
 @dataclass(frozen=True)

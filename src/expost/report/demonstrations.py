@@ -54,7 +54,7 @@ def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
         if s.kind == "bars":
             width = min((b - a for a, b in itertools.pairwise(sorted(s.curve.x))), default=1.0) / len(bars)
             shift = width * (turn - (len(bars) - 1) / 2)
-            axes.bar([x + shift for x in s.curve.x], s.curve.y, width, color=colour, label=s.label)
+            axes.bar([x + shift for x in s.curve.x], s.curve.y, 0.95 * width, color=colour, label=s.label)
             continue
         kept = [i for i, y in enumerate(s.curve.y) if y > 0 or not log_y]
         x, y = [s.curve.x[i] for i in kept], [s.curve.y[i] for i in kept]
