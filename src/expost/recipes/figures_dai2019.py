@@ -183,7 +183,7 @@ def _noise(lab: Lab, number: str, title: str) -> tuple[Demonstration, Strips]:
         {name: value for name, value in figures.items() if math.isfinite(value)},
         ("definition of the image variance, amplitude of the noise: our reading, see expost.diagnose.noise", *made.notes),
     )
-    return shown, Strips(number, f"{title} ({_title(lab)})", caption, strip, 1 + made.images.shape[1])
+    return shown, Strips(f"{number}-rows", f"{title} ({_title(lab)})", caption, strip, 1 + made.images.shape[1])
 
 
 def _row(made: NoiseDirections, i: int) -> str:
