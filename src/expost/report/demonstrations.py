@@ -79,8 +79,8 @@ def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
         axes.set_xscale("log")
         values = [x for s in lines for x in s.curve.x]
         if max(values) / min(values) < 100:  # under two decades matplotlib's labels run into each other
-            first, last = math.ceil(math.log2(min(values)) - 1e-9), math.floor(math.log2(max(values)) + 1e-9)
-            axes.set_xticks([2.0**i for i in range(first, last + 1)], [f"{2.0**i:g}" for i in range(first, last + 1)])
+            ticks = _ticks(min(values), max(values))
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
@@ -88,6 +88,18 @@ def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
         axes.yaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Powers of two between counts; 1, 2, 5 of every decade where values lie below 1.
+
+    >>> _ticks(0.004, 0.06), _ticks(1, 9)
+    ([0.005, 0.01, 0.02, 0.05], [1.0, 2.0, 4.0, 8.0])
+    """
+    if low >= 1:
+        return [2.0**i for i in range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [float(f"{m}e{k}") for k in decades for m in (1, 2, 5) if low * (1 - 1e-9) <= float(f"{m}e{k}") <= high * (1 + 1e-9)]
 
 
 def draw(demonstration: Demonstration) -> Any:
