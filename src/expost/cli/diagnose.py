@@ -37,8 +37,8 @@ class Diagnose:
         from expost.cli.commands import echo, load
         from expost.files import write_json
         from expost.recipes.diagnosis import diagnose_run
-        from expost.report import Section, save_panels, write_page
-        from expost.report.demonstrations import save as save_chart
+        from expost.report import Section, write_page
+        from expost.report.figures import chart_sections, strip_sections
 
         start = time.monotonic()
         run = load(self.folder, self.data, self.device)
@@ -64,14 +64,7 @@ class Diagnose:
                 f"Remedy: {finding.remedy.text}.",
             ]
             sections.append(Section(f"{rank}. {finding.name}", text, code="\n".join(lines)))
-        for strips in report.strips:
-            picture = out / f"{strips.name}.png"
-            save_panels(picture, strips.rows, strips.columns, captions=strips.captions)
-            sections.append(Section(strips.title, [strips.caption], pictures=[picture]))
-        for chart in report.charts:
-            picture = out / f"{chart.name}.png"
-            save_chart(picture, chart)
-            sections.append(Section(chart.title, [chart.claim], pictures=[picture]))
+        sections += [*strip_sections(out, report.strips), *chart_sections(out, report.charts)]
         if report.diagnosis.optimal is not None:
             tables.append(report.diagnosis.optimal.table("optimal decoder, held-out data"))
         sections += [Section(table.title, tables=[table]) for table in tables]

@@ -37,8 +37,8 @@ class Reproduce:
         from expost.recipes.citations import CITATIONS
         from expost.recipes.lab import Lab
         from expost.recipes.reproduce import find_target
-        from expost.report import Section, save_panels, write_page
-        from expost.report.demonstrations import save as save_demonstration
+        from expost.report import Section, write_page
+        from expost.report.figures import chart_sections, strip_sections
         from expost.report.maps import save_maps
 
         target = find_target(self.target)
@@ -56,14 +56,7 @@ class Reproduce:
         if made.maps:
             save_maps(out / "maps.png", made.maps)
             sections.append(Section("Maps", pictures=[out / "maps.png"]))
-        for strips in made.strips:
-            picture = out / f"{strips.name}.png"
-            save_panels(picture, strips.rows, strips.columns, captions=strips.captions)
-            sections.append(Section(strips.title, [strips.caption], pictures=[picture]))
-        for demonstration in made.demonstrations:
-            picture = out / f"{demonstration.name}.png"
-            save_demonstration(picture, demonstration)
-            sections.append(Section(demonstration.title, [demonstration.claim, *demonstration.notes], [demonstration.table], [picture]))
+        sections += [*strip_sections(out, made.strips), *chart_sections(out, made.demonstrations)]
         command = f"expost reproduce {self.target} --data {data} --budget {self.budget} --seed {self.seed}"
         sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
         write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
