@@ -24,6 +24,8 @@ __all__ = ["Architecture", "architectures", "correlations", "digit_strips", "rec
 
 #: Of every architecture at the ``cpu`` budget: 20 models in half an hour of two cores.
 EPOCHS = 30
+#: Architectures in a row of pictures.
+ACROSS = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +70,15 @@ def digit_strips(lab: Lab, digit: int, index: int = 1) -> Strips:
     models = architectures(lab, digit)
     index = min(index, len(models[0].found.inputs) - 1)
     rows, captions = {}, {}
-    for part, half in (("fewer parameters", models[: len(models) // 2]), ("more parameters", models[len(models) // 2 :])):
-        first = half[0].found.inputs[index][None]
-        rows[f"average, {part}"] = torch.cat([first, *(a.found.averages[index][None] for a in half)])
-        rows[f"decoder, {part}"] = torch.cat([first, *(a.found.reconstructions[index][None] for a in half)])
-        captions[f"decoder, {part}"] = ["input", *(a.name for a in half)]
-    caption = f"Models trained without {digit}s; under each decoder output the widths of its encoder (the decoder mirrors them)."
+    for start in range(0, len(models), ACROSS):
+        part = models[start : start + ACROSS]
+        first, where = part[0].found.inputs[index][None], f"{start + 1} to {start + len(part)}"
+        rows[f"average, {where}"] = torch.cat([first, *(a.found.averages[index][None] for a in part)])
+        rows[f"decoder, {where}"] = torch.cat([first, *(a.found.reconstructions[index][None] for a in part)])
+        captions[f"decoder, {where}"] = ["input", *(a.name for a in part)]
+    caption = f"Models trained without {digit}s, by number of decoder parameters; under each decoder output the widths of its encoder (the decoder mirrors them)."
     title = f"000: 20 architectures, held-out digit {digit} ({title_of(lab)})"
-    return Strips(f"digit{digit}", title, caption, rows, 1 + len(models) // 2, captions)
+    return Strips(f"digit{digit}", title, caption, rows, 1 + ACROSS, captions)
 
 
 def correlations(models: list[Architecture]) -> dict[str, float]:
@@ -103,7 +106,7 @@ def sweep_figure(lab: Lab, digit: int) -> Demonstration:
     for depth in sorted({a.depth for a in models}):
         chosen = [a for a in models if a.depth == depth]
         x, y = [float(a.parameters) for a in chosen], [a.found.gap.value for a in chosen]
-        series.append(Series(f"{depth} hidden layers", Curve(x, y, *axes), "points"))
+        series.append(Series(f"{depth} hidden layer{'s' * (depth != 1)}", Curve(x, y, *axes), "points"))
     found = correlations(models)
     single = max(a.found.gap.value for a in models if a.depth == 1)
     return Demonstration(

@@ -80,7 +80,7 @@ def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
         values = [x for s in lines for x in s.curve.x]
         if max(values) / min(values) < 100:  # under two decades matplotlib's labels run into each other
             ticks = _ticks(min(values), max(values))
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks(ticks, [f"{tick:,.0f}".replace(",", " ") if tick >= 1 else f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
@@ -91,12 +91,12 @@ def _panel(axes: Any, group: list[Series], colours: dict[str, str]) -> None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Powers of two between counts; 1, 2, 5 of every decade where values lie below 1.
+    """Powers of two between small counts; 1, 2, 5 of every decade below 1 and above 10 000.
 
     >>> _ticks(0.004, 0.06), _ticks(1, 9)
     ([0.005, 0.01, 0.02, 0.05], [1.0, 2.0, 4.0, 8.0])
     """
-    if low >= 1:
+    if low >= 1 and high <= 10_000:
         return [2.0**i for i in range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [float(f"{m}e{k}") for k in decades for m in (1, 2, 5) if low * (1 - 1e-9) <= float(f"{m}e{k}") <= high * (1 + 1e-9)]
