@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from expost.diagnose.optimal import LatentMap, OptimalDecoder, latent_map, optimal_decoder
-from expost.identity import stable_repr
 from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
 from expost.recipes.strips import Strips
@@ -73,7 +72,8 @@ def digit_images(run: Run, digit: int) -> Tensor:
 
 def judge(lab: Lab, run: Run, digit: int) -> OptimalDecoder:
     """The optimal decoder beside the model's, for the test images of a digit; kept in memory, since several figures and claims ask for it."""
-    key = ("000", stable_repr(run.experiment), run.dataset.hash, digit)
+    assert run.folder is not None
+    key = ("000", run.folder.path, digit)  # not the experiment: read from an older folder it may have newer defaults
     return lab.once(key, lambda: optimal_decoder(run.model, run.dataset.train.x, digit_images(run, digit)))
 
 
