@@ -223,3 +223,12 @@ def test_too_few_codes_for_masses() -> None:
     with pytest.raises(ValueError, match="classes="):
         class_masses(torch.tensor([0, 3]), classes=2)
     assert any("rough" in note for note in class_masses(torch.tensor([0, 1, 1])).notes)
+
+
+def test_logits_that_are_no_numbers_and_labels_that_are_no_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        class_masses(torch.tensor([[0.0, float("nan")], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="integers"):
+        class_masses(torch.tensor([0.3, 0.4]))
+    with pytest.raises(TypeError, match="tensor"):
+        class_masses([0, 1])  # type: ignore[arg-type]

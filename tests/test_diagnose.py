@@ -87,7 +87,7 @@ def test_a_fixed_variance_that_is_far_from_the_error_is_a_finding(tmp_path: Path
     assert "latent=4" in lines[0]
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0
-    again = json.loads((folder.with_name("run-mended") / "diagnosis" / "diagnosis.json").read_text())
+    again = json.loads((folder.with_name("run-mended-wrong") / "diagnosis" / "diagnosis.json").read_text())
     assert "wrong decoder variance" not in [finding["name"] for finding in again["findings"]]
 
 
@@ -184,3 +184,52 @@ def test_images_of_uint8_are_taken() -> None:
     found = diagnose(convolutional(), pictures(80), pictures(60, seed=1), n=60, progress=False)
     assert found.optimal is not None
     assert found.optimal.kind == "squared"
+
+
+def test_a_density_fitted_to_means_is_compared_with_means(tmp_path: Path) -> None:
+    """Posteriors are broad here, so samples of q(z | x) are not distributed like their means."""
+    folder = trained(tmp_path / "run", *BROKEN["dead units"])
+    assert main(["density", str(folder), "gmm:10", "gmm:10@sample"]) == 0
+    for spec in ("gmm:10", "gmm:10@sample"):
+        found = diagnosed(folder, "--density", spec)
+        assert "mismatched aggregate posterior" not in [f["name"] for f in found["findings"]], spec
+    assert recipes_diagnosis.fitted_at("gmm:10") == "mean"
+    assert recipes_diagnosis.fitted_at("stage") == recipes_diagnosis.fitted_at("flow@sample") == "sample"
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    toy, x = model(), vectors(100)
+    with torch.no_grad():
+        toy.decoder.net[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"decoder\.net\.0\.weight.*diverged"):
+        diagnose(toy, x[:60], x[60:], progress=False)
+
+
+def test_a_diverged_training_is_named_first(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    chosen = ["--set", "training.lr=1e9", "--set", "training.epochs=None", "--set", "training.steps=50", "--set", "network=mlp-32"]
+    assert main(["train", "kingma2014/vae", "--data", "digits", *chosen, "--out", str(folder)]) == 1
+    found = diagnosed(folder)
+    assert [f["name"] for f in found["findings"]] == ["diverged training"]
+    assert "training.lr=0.001" in found["findings"][0]["commands"][0]
+    assert "non-finite loss" in found["findings"][0]["measured"]
+
+
+def test_reconstructions_no_better_than_the_mean_are_found() -> None:
+    x = vectors(300)
+    toy = model()
+    with torch.no_grad():
+        toy.decoder.net[-1].bias += 100.0  # as a wrong range does
+    found = diagnose(toy, x[:150], x[150:], n=150, progress=False)
+    assert found.results()["relative_error"].value > 100
+    assert {"failed reconstruction", "collapsed posterior"} & {f.name for f in found.findings[:2]}
+    zero = findings.relative_error(toy, x[:150], x[:150] * 0 + x[:150].mean(0) + 1e-3)
+    assert zero.value > 1
+
+
+def test_a_weight_of_zero_is_zero() -> None:
+    """The decoder variance acts as β γ: without a KL term it is 0, whatever γ is."""
+    x = vectors(200)
+    found = diagnose(model(), x[:120], x[120:], beta=0.0, n=80, progress=False)
+    assert found.results()["variance_ratio"].value == 0
+    assert any("linear" in note for note in found.panel.notes)

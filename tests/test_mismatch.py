@@ -182,3 +182,10 @@ def test_marginals_need_something_to_compare_with() -> None:
         marginals(model(heads.Dirac(), plain=True), vectors(50))
     with pytest.raises(ValueError, match="at least 20"):
         marginal_divergence(normal(10))
+
+
+def test_arrays_are_refused_in_a_sentence() -> None:
+    with pytest.raises(TypeError, match="as_tensor"):
+        mmd(torch.zeros(10, 2).numpy(), torch.zeros(10, 2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="as_tensor"):
+        c2st(torch.zeros(10, 2), [[0.0, 1.0]])  # type: ignore[arg-type]

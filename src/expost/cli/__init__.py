@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"expost: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("expost: interrupted; the same command goes on from what was kept (expost train with --resume)", file=sys.stderr)
+        again = "the same command with --resume goes on" if arguments[:1] == ["train"] else "the same command goes on"
+        print(f"expost: interrupted; {again} from what was kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("EXPOST_TRACEBACK"):
             raise
-        print(f"expost: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"expost: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def sentence(error: Exception) -> str:
+    """One line: the error's own, or for a failed file what could not be done with which."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot read or write {error.filename}: {error.strerror.lower()}; check the path"
+    return " ".join(str(error).split())

@@ -1,10 +1,11 @@
 r"""A verdict in words: what is wrong with this model, by how much, says who, and what to do.
 
-:func:`diagnose` measures, compares with thresholds and returns :class:`Finding` objects, the gravest first: a fault that makes the numbers below it
-meaningless stands above them. Every threshold is a named constant with its source; a model within all of them has no findings.
+:func:`diagnose` measures, compares with thresholds and returns :class:`Finding` objects. The first four faults of the table leave nothing else to be
+trusted and stand above the others, which follow by how far they exceed their threshold. Every threshold is a named constant with its source; a model within all of them has no findings.
 
 | finding | measured | threshold | source |
 |---|---|---|---|
+| ``failed reconstruction`` | squared error of reconstructions of held-out data / that of the mean of the training data | 1 | ours |
 | ``exploding codes`` | rms of codes / rms of draws from p(z) | 10 | ours |
 | ``collapsed posterior`` | active units, I(n; z), gain of own codes over codes of the prior | none; 0.1 nat | Burda et al. 2016; ours |
 | ``memorising decoder`` | where one or two training examples explain a code (perplexity < 2): share of held-out data reconstructed closer to themselves than to the optimal decoder | 1/2 | Bozkurt et al. 2018, Figure 2 |
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ __all__ = [
     "CONCENTRATED",
     "DEAD",
     "EXPLODED",
+    "FAILED",
     "GENERALISES",
     "MISMATCH",
     "PERPLEXITY",
@@ -53,8 +55,11 @@ __all__ = [
     "diagnose",
     "generalising",
     "loss_ratio",
+    "relative_error",
 ]
 
+#: Squared error relative to that of always answering the mean of the training data.
+FAILED = 1.0
 #: rms of codes relative to the density's, above which codes have exploded.
 EXPLODED = 10.0
 #: Share of held-out data that must be reconstructed closer to themselves than to training data.
@@ -91,6 +96,7 @@ class Finding:
         measured: the figures.
         threshold: what they were compared with, and its source.
         remedy: what to do.
+        excess: how far beyond the threshold, 1 at the threshold; infinite for faults that leave nothing else to be trusted.
     """
 
     name: str
@@ -98,6 +104,7 @@ class Finding:
     measured: str
     threshold: str
     remedy: Remedy
+    excess: float = math.inf
 
     def __str__(self) -> str:
         return f"{self.name}: {self.sentence}\n    measured   {self.measured}\n    threshold  {self.threshold}\n    remedy     {self.remedy.text}"
@@ -152,6 +159,7 @@ def diagnose(
     held_out: Tensor,
     *,
     density: Density | None = None,
+    at: Literal["sample", "mean"] = "sample",
     beta: float = 1.0,
     n: int = 2000,
     seed: int = 0,
@@ -165,15 +173,22 @@ def diagnose(
         train: (N, *event), what it was trained on, uint8 or floats.
         held_out: (m, *event), data of the same kind that it has not seen.
         density: p(z) that is sampled from; default the model's prior, and without one a Gaussian fitted to the codes.
+        at: whether codes are compared as samples of q(z | x), or as posterior means: for a density that was fitted to means.
         beta: weight of the KL term in training: a decoder variance γ acts as βγ.
         n: held-out data used.
         seed: of every choice and draw.
         memory: bytes that each part may take beyond its inputs.
 
     Raises:
-        ValueError: fewer than 20 data on a side, NaN, or data that do not fit the model.
+        ValueError: fewer than 20 data on a side, NaN in the data or the weights, or data that do not fit the model.
     """
-    numbers = panel(model, train, held_out, density=density, beta=beta, n=n, seed=seed, memory=memory, progress=progress)
+    broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of the model's weights hold NaN or infinity (first: {broken[0]}), so there is nothing to diagnose: its training diverged; "
+            "train again with a smaller learning rate, --set training.lr=..."
+        )
+    numbers = panel(model, train, held_out, density=density, at=at, beta=beta, n=n, seed=seed, memory=memory, progress=progress)
     chosen = held_out[permutation(len(held_out), "diagnose", seed)[:n].sort().values.to(held_out.device)]
     notes: list[str] = []
     measured = {"code_scale": code_scale(model, chosen, density if density is not None else model.prior, seed=seed)}
@@ -193,17 +208,21 @@ def diagnose(
     gamma = _fixed_variance(model, chosen, beta)
     if gamma is not None:
         measured["variance_ratio"] = gamma
+    measured["relative_error"] = relative_error(model, train, chosen)
     collapsed = numbers.collapsed
+    fitted = density is not None and density is not model.prior
     found = [
         _exploding(measured["code_scale"]),
         _collapsed(numbers),
+        None if collapsed else _failed(measured["relative_error"]),
         _memorising(measured, optimal),
-        None if collapsed else _mismatched(numbers),
+        None if collapsed else _mismatched(numbers, fitted),
         None if collapsed else _dead(numbers),
         _overfitted(measured["loss_ratio"]),
         _variance(gamma),
     ]
-    return Diagnosis(tuple(f for f in found if f is not None), numbers, optimal, measured, tuple(notes))
+    ranked = sorted((f for f in found if f is not None), key=lambda f: -f.excess)  # stable: those beyond trust keep their order
+    return Diagnosis(tuple(ranked), numbers, optimal, measured, tuple(notes))
 
 
 def code_scale(model: Autoencoder, x: Tensor, density: Density | None, *, seed: int = 0) -> Result:
@@ -258,6 +277,20 @@ def generalising(optimal: OptimalDecoder) -> Result | None:
     return Result("generalising", share, math.sqrt(share * (1 - share) / n), n, "")
 
 
+def relative_error(model: Autoencoder, train: Tensor, held_out: Tensor) -> Result:
+    """Squared error of reconstructions of held-out data, relative to that of always answering the mean of the training data."""
+    mean = torch.stack([unit(part).double().sum(0) for part in batches(train, 4096)]).sum(0) / len(train)
+    outputs = model.reconstruct(held_out)
+    own, trivial = [], []
+    for part, decoded in zip(batches(held_out, 500), batches(outputs, 500), strict=True):
+        x = unit(part).double().flatten(1)
+        own.append((x - decoded.to(x.device).double().flatten(1)).square().sum(1))
+        trivial.append((x - mean.flatten()).square().sum(1))
+    ours, theirs = torch.cat(own).cpu(), float(torch.cat(trivial).mean().clamp_min(1e-300))
+    error = float(ours.std() / math.sqrt(len(ours))) / theirs if len(ours) > 1 else None
+    return Result("relative_error", float(ours.mean()) / theirs, error, len(ours), "of the mean's squared error")
+
+
 def _fixed_variance(model: Autoencoder, x: Tensor, beta: float) -> Result | None:
     """βγ / MSE for a Gaussian decoder whose variance is fixed and whose encoder has a posterior; None for others, whose γ is fitted or means nothing."""
     head = model.decoder.head
@@ -287,7 +320,7 @@ def _collapsed(numbers: Panel) -> Finding | None:
     linear = numbers.linear
     cause = ""
     if linear is not None and linear.kept == 0:
-        cause = f" (γ = {linear.gamma:.3g} exceeds the data's largest variance {float(linear.eigenvalues[0]):.3g}: a linear VAE would collapse too)"
+        cause = f" (βγ = {linear.gamma:.3g} exceeds the data's largest variance {float(linear.eigenvalues[0]):.3g}: a linear VAE would collapse too)"
     return Finding(
         "collapsed posterior",
         "; ".join(numbers.collapse) + cause,
@@ -296,6 +329,21 @@ def _collapsed(numbers: Panel) -> Finding | None:
         Remedy(
             "lower the weight of the KL term, or learn the decoder variance, so that the data's variance exceeds βγ",
             recipe="dai2019/vae-learned",
+        ),
+    )
+
+
+def _failed(error: Result) -> Finding | None:
+    if error.value < FAILED:
+        return None
+    return Finding(
+        "failed reconstruction",
+        "new data are reconstructed no better than by answering the mean of the training data: the decoder cannot use the codes, "
+        "or its outputs have another range than the data",
+        f"squared error {format_number(float(error.value))} ± {format_number(error.error)} of the mean's",
+        f"{FAILED:g} (ours)",
+        Remedy(
+            "look at the reconstructions: a wrong range or link of the outputs (expost wrap --range, --outputs), or too short a training"
         ),
     )
 
@@ -328,6 +376,7 @@ def _memorising(measured: dict[str, Result], optimal: OptimalDecoder | None) -> 
         f"held-out loss / training loss = {format_number(float(ratio.value))}",
         f"{GENERALISES:g}, the diagonal of Figure 2 (Bozkurt et al. 2018)",
         Remedy("a larger weight of the KL term, so that posteriors overlap; or a shallower decoder, fewer units, more data"),
+        1 + 4 * (1 - new.value / GENERALISES),
     )
 
 
@@ -340,10 +389,11 @@ def _overfitted(ratio: Result) -> Finding | None:
         f"held-out loss / training loss = {format_number(float(ratio.value))} ± {format_number(ratio.error)}, above their floor",
         f"{RATIO:g} (ours)",
         Remedy("more data, a shorter training, a larger weight of the KL term or of the decoder's penalty"),
+        1 + math.log2(ratio.value / RATIO),
     )
 
 
-def _mismatched(numbers: Panel) -> Finding | None:
+def _mismatched(numbers: Panel, fitted: bool) -> Finding | None:
     test = numbers.measured.get("c2st")
     if test is None or test.value <= MISMATCH:
         return None
@@ -361,7 +411,10 @@ def _mismatched(numbers: Panel) -> Finding | None:
         f"codes are not distributed like the {numbers.reference} that is sampled from{blamed}: samples are decoded where no data are",
         "; ".join(parts),
         f"accuracy {MISMATCH:g} (ours; chance is 1/2)",
-        Remedy("sample from a density fitted to the codes", density="gmm:10"),
+        Remedy("a density that fits better: more components", density="gmm:50")
+        if fitted
+        else Remedy("sample from a density fitted to the codes", density="gmm:10"),
+        2 ** ((test.value - MISMATCH) / (1 - MISMATCH)),
     )
 
 
@@ -380,9 +433,10 @@ def _dead(numbers: Panel) -> Finding | None:
     return Finding(
         "dead units",
         f"units {names} do not vary with x, or the decoder ignores them: they carry nothing, and samples and densities pay for them",
-        f"{dead} of {len(units)} units dead{predicted}",
+        f"{dead} of {len(units)} units dead, {used} proven in use{predicted}",
         f"variance of posterior means 0.01 of the {units.scale_of}'s (Burda et al. 2016), or an ablation that costs nothing; a share of {DEAD:g} (ours)",
-        Remedy(f"as many latent units as the decoder uses: {used}", settings={"latent": used}),
+        Remedy(f"as many latent units as are proven in use: {used}", settings={"latent": used}),
+        1 + math.log2(dead / len(units) / DEAD),
     )
 
 
@@ -397,4 +451,5 @@ def _variance(ratio: Result | None) -> Finding | None:
         f"βγ = {format_number(gamma)}, mean squared error {format_number(mse)}, ratio {format_number(float(ratio.value))}",
         f"optimum γ = mean squared error (Dai and Wipf 2019); factor {VARIANCE:g} (ours)",
         Remedy("learn the decoder variance", recipe="dai2019/vae-learned"),
+        1 + abs(math.log2(ratio.value)) - math.log2(VARIANCE) if ratio.value > 0 else 2.0,
     )

@@ -9,7 +9,7 @@ r"""The panel: is it alive, and does q(z) match what it is sampled from? All dia
 | how many dimensions are filled? | ``dimension_data``, ``dimension_data_mle``, ``dimension_codes``, ``dimension_codes_mle`` |
 
 **The collapse alarm** sounds for any of: no active unit; I(n; z) below 0.1 nat; images reconstructed from their own codes no better than from
-codes of the prior (by 3 standard errors, and by 0.1 nat). The first and second ask the encoder, the third asks the decoder: a decoder that
+codes of the prior (by 3 standard errors, and by 0.1 nat; where I(n; z) is above 1 nat, only if the gain is known to be within 0.1 nat of 0). The first and second ask the encoder, the third asks the decoder: a decoder that
 ignores z is a collapse that the encoder's numbers do not show.
 """
 
@@ -20,7 +20,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ __all__ = ["LEAST", "Panel", "panel", "reconstruction_gain"]
 
 #: Nats of mutual information, and of gain over codes of the prior, below which a model has collapsed.
 LEAST = 0.1
+#: Nats of mutual information above which a decoder that gains nothing from codes is no collapse.
+IGNORANT = 1.0
 #: Decoded codes that the ablation may cost.
 DECODED = 32_000
 
@@ -97,7 +99,11 @@ class Panel:
                     f"{name}: p = {self.measured[name].details['p']:.3g} for codes of held-out images being draws from {self.reference}"
                 )
         summary.notes += self.notes
-        summary.notes += [f"{name}: {note}" for name, result in self.measured.items() for note in result.notes]
+        said: dict[str, list[str]] = {}
+        for name, result in self.measured.items():
+            for note in result.notes:
+                said.setdefault(note, []).append(name)
+        summary.notes += [f"{', '.join(names)}: {note}" for note, names in said.items()]
         parts = [(self.units, "latent units"), (self.linear, "what a linear VAE would keep"), (self.marginals, "marginals of q(z)")]
         return [summary, *(part.table(title) for part, title in parts if part is not None)]
 
@@ -127,6 +133,7 @@ def panel(
     x_val: Tensor,
     *,
     density: Density | None = None,
+    at: Literal["sample", "mean"] = "sample",
     gamma: float | None = None,
     beta: float = 1.0,
     n: int = 2000,
@@ -141,6 +148,7 @@ def panel(
         x_train: (N, *event), uint8 or floats: the data it was trained on, for the aggregate posterior, its covariance and the dimension.
         x_val: held-out data, for units and the two tests.
         density: p(z) that codes are compared with and drawn from; default, the model's prior, and without one a Gaussian fitted to training codes.
+        at: whether codes are samples of q(z | x), or posterior means, which is what a density fitted to means is to be compared with.
         gamma, beta: for :func:`~expost.diagnose.linear.linear_units`.
         n: held-out images used; of the training data 2n, and 5n for the covariance.
         seed: of the choice of images, and of everything drawn.
@@ -171,7 +179,7 @@ def panel(
     found: dict[str, Any] = {}
 
     def codes() -> Tensor:
-        return model.latents(held, at="sample", seed=seed)
+        return model.latents(held, at=at, seed=seed)
 
     def dimensions(points: Tensor, name: str) -> dict[str, Result]:
         near = neighbourhoods(points, n=None, seed=seed, memory=memory)
@@ -185,7 +193,7 @@ def panel(
         "linear": lambda: linear_units(
             model, _some(x_train, _most(x_train, 5 * n, memory), "covariance", seed), gamma=gamma, beta=beta, seed=seed, memory=memory
         ),
-        "marginals": lambda: marginals(model, train, density=density, seed=seed, memory=memory),
+        "marginals": lambda: marginals(model, train, density=density, at=at, seed=seed, memory=memory),
         "mutual_information": information,
         "reconstruction_gain": lambda: reconstruction_gain(model, held, density=density, seed=seed),
         "mmd": lambda: mmd(codes(), density, n=n, seed=seed, memory=memory),
@@ -287,11 +295,23 @@ def _alarm(alive: Units | None, found: dict[str, Result]) -> tuple[str, ...]:
     if information is not None and information.value < LEAST:
         reasons.append(f"I(n; z) = {information.value:.3g} nats, below {LEAST}: the code does not say which image it belongs to")
     gain = found.get("reconstruction_gain")
-    if gain is not None and not gain.value > max(3 * (gain.error or 0.0), gain.details["floor"]):
+    if gain is not None and _gains_nothing(gain, information):
         reasons.append(
-            f"codes of the prior explain images as well as their own codes do (to {max(gain.value, 0):.3g} {gain.unit} per image)"
+            f"codes of the prior explain the data as well as their own codes do: these gain {gain.value:.3g} ± {gain.error or 0:.2g} {gain.unit}"
         )
     return tuple(reasons)
+
+
+def _gains_nothing(gain: Result, information: Result | None) -> bool:
+    """Whether own codes are worth no more than codes of the prior.
+
+    Where codes do say which image they belong to, a gain that is lost in the noise, or negative, is another fault (memory, a wrong range): there
+    the gain must be known to be near zero, as that of a decoder is which ignores z.
+    """
+    error, floor = gain.error or 0.0, gain.details["floor"]
+    if information is not None and information.value >= IGNORANT:
+        return abs(gain.value) + 3 * error <= floor
+    return not gain.value > max(3 * error, floor)
 
 
 def _why(alive: Units | None, linear: LinearUnits | None, collapsed: bool, exact: bool) -> list[str]:
@@ -301,13 +321,13 @@ def _why(alive: Units | None, linear: LinearUnits | None, collapsed: bool, exact
     live, d = int(alive.active("relative").sum()), len(alive)
     if linear.kept == 0:
         return [
-            f"γ = {linear.gamma:.3g} exceeds the largest eigenvalue {float(linear.eigenvalues[0]):.3g}: a linear VAE would collapse too; lower or learn γ"
+            f"βγ = {linear.gamma:.3g} exceeds the largest eigenvalue {float(linear.eigenvalues[0]):.3g}: a linear VAE would collapse too; lower β, or learn γ"
         ]
     if live < linear.kept:
         what = "the collapse is not γ's doing" if collapsed else "units were lost in training, or the decoder needs fewer"
-        return [f"a linear VAE with γ = {linear.gamma:.3g} would keep {linear.kept} of {d} units, {live} live: {what}"]
+        return [f"a linear VAE with βγ = {linear.gamma:.3g} would keep {linear.kept} of {d} units, {live} live: {what}"]
     if live > linear.kept:
-        return [f"{live} of {d} units live, where a linear VAE with γ = {linear.gamma:.3g} would keep {linear.kept}"]
+        return [f"{live} of {d} units live, where a linear VAE with βγ = {linear.gamma:.3g} would keep {linear.kept}"]
     return []
 
 

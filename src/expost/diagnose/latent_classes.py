@@ -106,6 +106,11 @@ def assign(out: Tensor, threshold: float | None = None) -> Tensor:
     >>> assign(torch.tensor([[3.0, 0.0], [0.1, 0.0]]), threshold=0.9).tolist()
     [0, -1]
     """
+    if not isinstance(out, Tensor):
+        raise TypeError(f"logits or labels must be a tensor, not {type(out).__name__}: convert them with torch.as_tensor(...)")
+    if out.dim() not in (1, 2) or (out.dim() == 2 and not out.is_floating_point()) or (out.dim() == 1 and out.is_floating_point()):
+        raise ValueError(f"expected logits (n, K), floating, or labels (n,), integers, not {out.dtype} of shape {tuple(out.shape)}")
+    check_finite(out, "logits")
     if out.dim() == 1:
         if threshold is not None:
             raise ValueError("labels have no probabilities to compare with a threshold: let the classification return logits (n, K)")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -114,13 +114,22 @@ class Marginals:
         return {k: v.tolist() if isinstance(v, Tensor) else list(v) if isinstance(v, tuple) else v for k, v in self.__dict__.items()}
 
 
-def marginals(model: Autoencoder, x: Tensor, *, density: Density | None = None, seed: int = 0, memory: int = 256 << 20) -> Marginals:
+def marginals(
+    model: Autoencoder,
+    x: Tensor,
+    *,
+    density: Density | None = None,
+    at: Literal["sample", "mean"] = "sample",
+    seed: int = 0,
+    memory: int = 256 << 20,
+) -> Marginals:
     """KL of every marginal of q(z) over the images ``x`` to the model's prior, or to another density.
 
     Args:
         model: any autoencoder with codes (d,).
         x: (n, *event), uint8 or floats, n at least 20.
         density: p; default, the model's prior.
+        at: whether codes are samples of q(z | x), or posterior means, which is what a density fitted to means is to be compared with.
         seed: of codes z ~ q(z | x) and of draws from p, where they are needed.
         memory: bytes beyond the posteriors.
 
@@ -134,7 +143,7 @@ def marginals(model: Autoencoder, x: Tensor, *, density: Density | None = None, 
     with evaluating(model):
         exact = not deterministic(model.encode(unit(x[:1].to(model.device))))
     reference = "N(0, I)" if isinstance(p, StandardNormal) else type(p).__name__
-    if exact and isinstance(p, StandardNormal):
+    if exact and at == "sample" and isinstance(p, StandardNormal):
         try:
             q = model.posteriors(x)
             kl = AggregatePosterior(q, memory=memory).marginal_kl().cpu()
@@ -144,7 +153,7 @@ def marginals(model: Autoencoder, x: Tensor, *, density: Density | None = None, 
             mean = q.mean.double()
             variance = mean.var(0, correction=0) + q.variance.double().mean(0)
             return Marginals(kl, None, mean.mean(0).cpu(), variance.cpu(), reference, "exact mixture", len(x))
-    z = model.latents(x, at="sample", seed=seed).double()
+    z = model.latents(x, at=at, seed=seed).double()
     with seeded("marginals", seed), torch.no_grad():
         target = p()
         known = marginal_density(target) is not None

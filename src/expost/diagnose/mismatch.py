@@ -41,6 +41,8 @@ Reference = Tensor | Density | Distribution
 
 def codes_pair(a: Tensor, b: Reference, n: int, seed: int, *, least: int = 2) -> tuple[Tensor, Tensor]:
     """At most ``n`` rows of ``a``, and as many of ``b`` or draws from it, in float64 on the device of ``a``."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor | Density | Distribution):
+        raise TypeError("codes must be tensors (n, d), the second set may be a density: convert arrays with torch.as_tensor(...)")
     for x in (a, b):
         if isinstance(x, Tensor) and (x.dim() != 2 or not x.is_floating_point()):
             raise ValueError(f"codes must be a floating-point matrix (n, d), not {x.dtype} of shape {tuple(x.shape)}")

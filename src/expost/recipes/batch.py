@@ -147,7 +147,7 @@ class _Sweep:
 
     def _stop(self) -> None:
         self.stopping = True
-        self.say(f"stopping: {len(self.running)} running runs write their checkpoints (once more to kill them)")
+        self.say(f"stopping: {len(self.running)} run{'s' * (len(self.running) != 1)} write checkpoints (once more to kill)")
         for attempt in self.running:
             attempt.started.stop()
         for job in self.queue:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from expost.autoencoder import evaluating
 from expost.density.base import Density
 from expost.diagnose.eigenvalues import encoder_variances
-from expost.diagnose.findings import Diagnosis, Finding, diagnose
+from expost.diagnose.findings import PERPLEXITY, Diagnosis, Finding, Remedy, diagnose
 from expost.objectives import ELBO
 from expost.recipes.runs import Run
 from expost.recipes.strips import SHOWN, Strips
@@ -66,14 +66,32 @@ def diagnose_run(run: Run, density: str, *, n: int = 2000, seed: int = 0, pictur
     """Diagnose a run against the density of a spec; training data are the run's, held-out data its test split."""
     fitted, data = run.density(density), run.dataset
     objective = run.experiment.objective
-    beta = float(objective.beta) if isinstance(objective, ELBO) and objective.beta > 0 else 1.0
-    found = diagnose(run.model, data.train.x, data.test.x, density=fitted, beta=beta, n=n, seed=seed, progress=progress)
+    beta = float(objective.beta) if isinstance(objective, ELBO) else 1.0
+    at = fitted_at(density)
+    found = diagnose(run.model, data.train.x, data.test.x, density=fitted, at=at, beta=beta, n=n, seed=seed, progress=progress)
+    if (diverged := _diverged(run)) is not None:
+        found = replace(found, findings=(diverged,))  # whatever else is wrong with the weights before that, this comes first
     strips: tuple[Strips, ...] = ()
     charts: tuple[Demonstration, ...] = ()
     if pictures:
         strips = _strips(run, fitted, found, density, seed) if data.train.x.dim() == 4 else ()
         charts = _charts(run, fitted, found, density, n, seed)
     return Report(found, tuple(commands(run, f, found, density) for f in found.findings), strips, charts)
+
+
+def fitted_at(spec: str) -> Literal["sample", "mean"]:
+    """What codes a density stands for: densities are fitted to posterior means, unless the spec says ``@sample``; priors and second stages are not."""
+    return "sample" if spec in ("prior", "stage") or spec.endswith("@sample") else "mean"
+
+
+def _diverged(run: Run) -> Finding | None:
+    """A training that stopped at a loss that was not finite: its weights are those before, if any are."""
+    stopped = str(run.folder.results().get("training", {}).get("stopped", "")) if run.folder is not None else ""
+    if "non-finite" not in stopped:
+        return None
+    rate = run.experiment.training.lr
+    remedy = Remedy("a smaller learning rate", settings={"training.lr": float(f"{rate / 10:.2g}") if rate <= 0.1 else 1e-3})
+    return Finding("diverged training", "the training stopped because its loss was not finite", stopped, "any (a finite loss)", remedy)
 
 
 def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior") -> tuple[str, ...]:
@@ -106,7 +124,7 @@ def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior
         recipe, settings = remedy.recipe, _common(settings, run)
     else:
         return ()
-    out = folder.with_name(f"{folder.name}-mended")
+    out = folder.with_name(f"{folder.name}-mended-{finding.name.split()[0]}")
     chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={_value(value)}")]
     train = _line(
         "expost",
@@ -235,23 +253,26 @@ def _charts(run: Run, density: Density, found: Diagnosis, spec: str, n: int, see
         o = found.optimal
         far = float(torch.quantile(torch.cat([o.to_input, o.to_average]), 0.999))
         axes = ("distance of x̂ from the optimal decoder", f"distance of x̂ from the input ({o.kind})")
-        dots = Series("held-out data", Curve(o.to_average[:DOTS].tolist(), o.to_input[:DOTS].tolist(), *axes), "dots")
+        few = (o.weights.perplexity < PERPLEXITY).cpu()
+        parts = (("one or two training examples explain the code", few), ("an average of more", ~few))
+        dots = [
+            Series(label, Curve(o.to_average[mask][:DOTS].tolist(), o.to_input[mask][:DOTS].tolist(), *axes), "dots")
+            for label, mask in parts
+            if bool(mask.any())
+        ]
         line = Series("equally far", Curve([0.0, far], [0.0, far], *axes))
-        made.append(
-            _chart(
-                "generalisation",
-                "Is a reconstruction closer to its input or to training data?",
-                "Below the line the model generalises.",
-                (dots, line),
-            )
+        text = (
+            f"Where one or two training examples explain a code (perplexity below {PERPLEXITY:g}), points below the line are reconstructed from what "
+            "they are, points above it from memory. An average of more training data is no copy of any, wherever it lies."
         )
+        made.append(_chart("generalisation", "Is a reconstruction closer to its input or to training data?", text, (*dots, line)))
     made.append(_codes(run, density, units.ablation if units is not None else None, spec, n, seed))
     return tuple(made)
 
 
 def _codes(run: Run, density: Density, ablation: Tensor | None, spec: str, n: int, seed: int) -> Demonstration:
     """Codes of held-out data and draws of the density, in the two most used units."""
-    z = run.model.latents(run.dataset.test.x[:DOTS], at="sample", seed=seed).cpu()
+    z = run.model.latents(run.dataset.test.x[:DOTS], at=fitted_at(spec), seed=seed).cpu()
     with evaluating(density):
         draws = density().sample(torch.Size((min(len(z), n),))).cpu()
     first, second = (
@@ -267,5 +288,6 @@ def _codes(run: Run, density: Density, ablation: Tensor | None, spec: str, n: in
             part = z[labels[: len(z)] == c]
             if len(part):
                 series.append(Series(f"class {c}", Curve(part[:, first].tolist(), part[:, second].tolist(), *axes), "dots"))
-    text = f"Codes of held-out data (samples of q(z | x)) over draws from {spec}, in the two most used units: where only draws are, samples are decoded without data."
+    what = "samples of q(z | x)" if fitted_at(spec) == "sample" else "posterior means"
+    text = f"Codes of held-out data ({what}) over draws from {spec}, in the two most used units: where only draws are, samples are decoded without data."
     return _chart("codes", "Codes and what is sampled", text, tuple(series))

@@ -115,7 +115,8 @@ def draw(demonstration: Demonstration) -> Any:
     if not panels:
         raise ValueError(f"{demonstration.name} has no series to draw: print it instead")
     families = dict.fromkeys(_family(s) for s in demonstration.series)
-    colours = {family: f"C{i % 10}" for i, family in enumerate(families)}
+    colours = {family: f"C{i % 10}" for i, family in enumerate(f for f in families if not f.startswith("draws"))}
+    colours |= {family: "0.75" for family in families if family.startswith("draws")}  # what is drawn from a density lies behind data
 
     groups = list(panels.values())
     shared = all([s.label for s in group] == [s.label for s in groups[0]] for group in groups)

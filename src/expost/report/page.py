@@ -25,7 +25,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr.best td { font-weight: 600; }
 img { max-width: 100%; height: auto; background: #fff; }
 .note { opacity: .75; font-size: .88rem; margin: .2rem 0; }
-pre { overflow-x: auto; padding: .6rem; background: #8881; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem; background: #8881; }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% for section in sections %}
