@@ -46,6 +46,8 @@ def test_every_figure_has_a_target() -> None:
         ("bozkurt2018/figure3", 1),
         ("dai2019/figure1", 4),
         ("dai2019/figure2", 1),
+        ("dai2019/figure7", 2),
+        ("dai2019/figure9", 2),
         ("dai2019/figure10", 1),
     ],
 )
