@@ -25,7 +25,7 @@ from expost.recipes.batch import Outcome, run_jobs
 from expost.recipes.executors import Local, Slurm
 from expost.recipes.jobs import Job, ending, expand, parse_axis, state
 from expost.recipes.lab import Lab
-from expost.recipes.sweep_table import figures, sweep_table, varying
+from expost.recipes.sweep_table import figures, seed_table, sweep_table, varying
 
 RECIPE = "ghosh2020/vae"
 SMALL = {"network": "mlp", "latent": 2, "training.steps": 4}
@@ -482,6 +482,21 @@ def test_interrupted_then_killed_then_resumed(tmp_path: Path) -> None:
     second = load_tensors(run.checkpoint_file, "x")[1]["history"]["rows"]
     assert second[: len(first)] == first, "the second attempt went on from the first one's checkpoint"
     assert len(second) > len(first)
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    jobs = expand([RECIPE], ["digits"], root=tmp_path, budget="smoke", grid={"latent": [2, 3]}, seeds=(0, 1, 2))
+    losses = {2: [1.0, 2.0, 3.0], 3: [5.0, 7.0, None]}
+    outcomes = []
+    for job in jobs:
+        loss = losses[job.settings["latent"]][job.seed]
+        outcomes.append(Outcome(job, "failed" if loss is None else "done", 1.0, "", {} if loss is None else {"total": loss}))
+    table = seed_table(outcomes)
+    assert table is not None
+    assert table.columns == ("latent", "seeds", "total", "total, error")
+    assert table.rows[0] == (2, 3, 2.0, pytest.approx(1 / 3**0.5))
+    assert table.rows[1] == (3, 2, 6.0, pytest.approx(1.0))
+    assert seed_table([outcome for outcome in outcomes if outcome.job.seed == 0]) is None
 
 
 def test_an_interrupted_sweep_still_shows_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -69,7 +69,7 @@ class Sweep:
         from expost.recipes.jobs import expand, parse_axis
         from expost.recipes.overrides import parse
         from expost.recipes.runs import choose_device
-        from expost.recipes.sweep_table import save, sweep_table
+        from expost.recipes.sweep_table import save, seed_table, sweep_table
 
         if self.device is not None and self.slurm is None:  # a cluster's nodes have other devices
             choose_device(self.device)
@@ -95,6 +95,9 @@ class Sweep:
         table = sweep_table(outcomes, self.measure)
         written = save(self.out or self.runs.parent / "sweeps" / _name(jobs), outcomes, table)
         print(table)
+        over_seeds = seed_table(outcomes, self.measure)
+        if over_seeds is not None:
+            print(f"\n{over_seeds}\n")
         print(f"wrote {', '.join(map(str, written))}", flush=True)
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if any(outcome.status == "interrupted" for outcome in outcomes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,11 +71,14 @@ class Wrap:
             pad_to = wanted[-1]
         if pad_to is not None:
             dataset = data.load(self.data, pad_to=pad_to)
-        model, origin = open_source(self.source, dataset.train.x, kind, self._options(), self.seed)
+        try:
+            model, origin = open_source(self.source, dataset.train.x, kind, self._options(), self.seed)
+        except ValueError as error:
+            raise ValueError(as_options(str(error))) from error
         model = model.to(device)
         found = check(model, dataset.test.x[:2000], mean_image=_mean_image(dataset.train.x))
         save_wrapped(folder, model, origin, dataset, source=self.data, seed=self.seed, name=self.source)
-        print(found.table(f"{self.source} ({kind}) on {found.n} test images of {dataset.name}"), flush=True)
+        print(as_options(str(found.table(f"{self.source} ({kind}) on {found.n} test images of {dataset.name}"))), flush=True)
         densities = "gmm:10" if found.interface.latent <= 256 else "gmm:10:diagonal"
         print(f"wrote {folder}; next:")
         for command in (
@@ -104,6 +108,16 @@ class Wrap:
         if self.input_shape:
             options["input_shape"] = _numbers(self.input_shape, "input-shape", int)
         return options
+
+
+def as_options(text: str) -> str:
+    """A sentence of the Python API in the words of the command line.
+
+    >>> as_options("say posterior=\"mean-logvar\", or outputs='logits'; a range of (-1, 1) would do")
+    'say --posterior mean-logvar, or --outputs logits; --range=-1,1 would do'
+    """
+    text = re.sub(r"\b(posterior|outputs|likelihood|gamma|prior)=[\"']([\w-]+)[\"']", r"--\1 \2", text)
+    return re.sub(r"a range of \((-?[\d.]+), (-?[\d.]+)\)", r"--range=\1,\2", text)
 
 
 def _numbers(text: str, flag: str, kind: type) -> tuple[Any, ...]:

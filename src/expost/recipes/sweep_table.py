@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from expost.results import Table
 if TYPE_CHECKING:
     from expost.recipes.batch import Outcome
 
-__all__ = ["PARAMETERS", "figures", "save", "sweep_table", "varying"]
+__all__ = ["PARAMETERS", "figures", "save", "seed_table", "sweep_table", "varying"]
 
 #: The columns of the numbers of trained parameters.
 PARAMETERS = ("encoder parameters", "decoder parameters")
@@ -101,6 +102,30 @@ def sweep_table(outcomes: Sequence[Outcome], measures: Sequence[str] = ("total",
         seconds = round(outcome.seconds, 2) if outcome.seconds is not None else None
         table.add(*(getattr(job, name) for name in several), *values, job.seed, outcome.status, seconds, *numbers, *sizes, job.name)
     table.notes += _notes(outcomes, measures)
+    return table
+
+
+def seed_table(outcomes: Sequence[Outcome], measures: Sequence[str] = ("total",)) -> Table | None:
+    """One row per configuration that was trained from several seeds: mean and standard error of every measure; None if there is none."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.status in ("done", "skipped"):
+            groups.setdefault(json.dumps([outcome.job.recipe, outcome.job.data, outcome.job.settings], sort_keys=True), []).append(outcome)
+    groups = {key: group for key, group in groups.items() if len(group) > 1}
+    if not groups:
+        return None
+    jobs = [outcome.job for outcome in outcomes]
+    settings = varying(jobs)
+    several = [name for name in ("recipe", "data") if len({getattr(job, name) for job in jobs}) > 1]
+    table = Table((*several, *settings, "seeds", *(cell for name in measures for cell in (name, f"{name}, error"))), title="Over seeds")
+    for group in groups.values():
+        job = group[0].job
+        numbers: list[float | None] = []
+        for name in measures:
+            values = [outcome.figures[name] for outcome in group if math.isfinite(outcome.figures.get(name, math.nan))]
+            numbers += [statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))] if len(values) > 1 else [None, None]
+        table.add(*(getattr(job, name) for name in several), *(_cell(job.settings.get(name)) for name in settings), len(group), *numbers)
+    table.notes.append("mean and standard error over seeds of runs that were trained to their end")
     return table
 
 
