@@ -143,7 +143,7 @@ def test_the_weights_are_those_of_the_folder(place: Path) -> None:
 
 def test_a_wrong_range_is_a_note(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*(a if a != "-1,1" else "0,255" for a in WRAP_PCA), "--out", "run"]) == 0
-    assert "a range of (-1, 1) would give" in capsys.readouterr().out
+    assert "--range=-1,1 would give" in capsys.readouterr().out
 
 
 def test_code_that_has_gone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

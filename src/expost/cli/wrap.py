@@ -113,8 +113,8 @@ class Wrap:
 def as_options(text: str) -> str:
     """A sentence of the Python API in the words of the command line.
 
-    >>> as_options("say posterior=\"mean-logvar\", or outputs='logits'; a range of (-1, 1) would do")
-    'say --posterior mean-logvar, or --outputs logits; --range=-1,1 would do'
+    >>> as_options("say posterior='mean-logvar'; a range of (-1, 1) would do")
+    'say --posterior mean-logvar; --range=-1,1 would do'
     """
     text = re.sub(r"\b(posterior|outputs|likelihood|gamma|prior)=[\"']([\w-]+)[\"']", r"--\1 \2", text)
     return re.sub(r"a range of \((-?[\d.]+), (-?[\d.]+)\)", r"--range=\1,\2", text)
