@@ -101,6 +101,37 @@ def test_a_deterministic_model_and_points(tmp_path: Path) -> None:
     assert "closer_to_input" in found["measured"]
 
 
+def test_holes_between_classes_are_seen_and_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Codes that the prior hardly held together: most draws from N(0, I) lie where no data are."""
+    folder = trained(tmp_path / "run", *BROKEN["mismatched aggregate posterior"])
+    found = diagnosed(folder, "--classes")
+    printed = capsys.readouterr().out
+    by_name = {finding["name"]: finding for finding in found["findings"]}
+    assert "holes between classes" in by_name, printed
+    rows = {row[0]: row[1] for row in found["classes"]["rows"]}
+    assert sum(rows[f"mass of class {i}"] for i in range(10)) == pytest.approx(1)
+    assert rows["class radius E r (upper estimate)"] > 0
+    assert "isoperimetric" in printed
+    for command in by_name["holes between classes"]["commands"]:
+        assert main(shlex.split(command)[1:]) == 0
+    again = json.loads((folder / "diagnosis" / "diagnosis.json").read_text())
+    assert again["findings"] == []
+    filled = {row[0]: row[1] for row in again["classes"]["rows"]}
+    hole = "holes among draws (no class reaches 0.9)"
+    assert filled[hole] < rows[hole] - 0.2
+    assert "class radius E r (upper estimate)" not in filled  # its theory is about N(0, I)
+
+
+def test_classes_need_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--budget", "smoke", "--set", "network=yu-small", "--set", "training.steps=3"]
+    assert main(["train", "yu2020/vae", "--data", "2spirals", *chosen, "--out", str(tmp_path / "points")]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", str(tmp_path / "points"), "--classes"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert not (tmp_path / "points" / "diagnosis").exists()
+
+
 def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(tmp_path / "nothing")]) != 0
     said = capsys.readouterr().err

@@ -9,6 +9,19 @@ from tyro.conf import Positional
 
 __all__ = ["Diagnose"]
 
+#: Finding -> the picture that shows it, where there is one.
+PICTURES = {
+    "exploding codes": "codes",
+    "collapsed posterior": "units",
+    "failed reconstruction": "memorisation",
+    "memorising decoder": "generalisation",
+    "overfitted reconstruction": "memorisation",
+    "mismatched aggregate posterior": "codes",
+    "holes between classes": "samples",
+    "dead units": "units",
+    "wrong decoder variance": "variances",
+}
+
 
 @dataclass
 class Diagnose:
@@ -22,6 +35,8 @@ class Diagnose:
     """held-out data (the test split) used"""
     out: Path | None = None
     """folder of the report; default: FOLDER/diagnosis"""
+    classes: bool = False
+    """also class masses, holes and class radius, by the evaluation's classifier (labelled data)"""
     full: bool = False
     """print every table, not only the summary and the findings"""
     data: str | None = None
@@ -43,7 +58,7 @@ class Diagnose:
         start = time.monotonic()
         run = load(self.folder, self.data, self.device)
         density = self.density or (run.experiment.densities[0] if run.experiment.densities else "gmm:10")
-        report = diagnose_run(run, density, n=self.n, seed=self.seed)
+        report = diagnose_run(run, density, n=self.n, seed=self.seed, classes=self.classes)
         out = self.out or self.folder / "diagnosis"
         out.mkdir(parents=True, exist_ok=True)
         tables = report.diagnosis.panel.tables()
@@ -56,6 +71,7 @@ class Diagnose:
                 "Verdict", [f"{run.experiment.recipe} on {run.dataset.name}, sampled from {density}: {verdict}.", *report.diagnosis.notes]
             )
         ]
+        pictures = [*strip_sections(out, report.strips), *chart_sections(out, report.charts)]
         for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
             text = [
                 finding.sentence,
@@ -63,15 +79,23 @@ class Diagnose:
                 f"Threshold: {finding.threshold}.",
                 f"Remedy: {finding.remedy.text}.",
             ]
-            sections.append(Section(f"{rank}. {finding.name}", text, code="\n".join(lines)))
-        sections += [*strip_sections(out, report.strips), *chart_sections(out, report.charts)]
+            shown = out / f"{PICTURES.get(finding.name, '')}.png"
+            sections.append(Section(f"{rank}. {finding.name}", text, pictures=[shown] if shown.is_file() else [], code="\n".join(lines)))
+        sections += pictures
+        if report.classes is not None:
+            tables.insert(1, report.classes)
         if report.diagnosis.optimal is not None:
             tables.append(report.diagnosis.optimal.table("optimal decoder, held-out data"))
         sections += [Section(table.title, tables=[table]) for table in tables]
-        sections.append(Section("Do it again", code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}"))
+        sections.append(
+            Section(
+                "Do it again",
+                code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}" + " --classes" * self.classes,
+            )
+        )
         write_page(out / "report.html", f"Diagnosis of {self.folder}", sections)
         write_json(out / "diagnosis.json", report.to_json())
-        echo("\n\n".join(str(table) for table in (tables if self.full else tables[:1])))
+        echo("\n\n".join(str(table) for table in (tables if self.full else tables[: 1 + self.classes])))
         echo(f"\n{verdict}" + (f" ({run.experiment.recipe} on {run.dataset.name}, sampled from {density})" if findings else ""))
         for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
             echo(f"\n{rank}. {finding}")

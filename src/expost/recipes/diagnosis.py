@@ -18,7 +18,10 @@ from expost.autoencoder import evaluating
 from expost.density.base import Density
 from expost.diagnose.eigenvalues import encoder_variances
 from expost.diagnose.findings import PERPLEXITY, Diagnosis, Finding, Remedy, diagnose
+from expost.evaluate.choose import extractor_of
+from expost.evaluate.classifier import TrainedClassifier
 from expost.objectives import ELBO
+from expost.recipes.class_report import class_report
 from expost.recipes.runs import Run
 from expost.recipes.strips import SHOWN, Strips
 from expost.results import Curve, Series, Table
@@ -43,14 +46,14 @@ class Report:
         diagnosis: measurements and findings.
         commands: for every finding, the command lines that mend it, or none.
         strips, charts: pictures.
-        notes: sentences for the reader.
+        classes: masses, holes and radius, if they were asked for.
     """
 
     diagnosis: Diagnosis
     commands: tuple[tuple[str, ...], ...]
     strips: tuple[Strips, ...]
     charts: tuple[Demonstration, ...]
-    notes: tuple[str, ...] = ()
+    classes: Table | None = None
 
     def table(self) -> Table:
         return self.diagnosis.table()
@@ -59,24 +62,45 @@ class Report:
         found = self.diagnosis.to_json()
         for finding, lines in zip(found["findings"], self.commands, strict=True):
             finding["commands"] = list(lines)
-        return {**found, "notes": [*found["notes"], *self.notes]}
+        return {**found, "classes": self.classes.to_json() if self.classes is not None else None}
 
 
-def diagnose_run(run: Run, density: str, *, n: int = 2000, seed: int = 0, pictures: bool = True, progress: bool | None = None) -> Report:
-    """Diagnose a run against the density of a spec; training data are the run's, held-out data its test split."""
-    fitted, data = run.density(density), run.dataset
+def diagnose_run(
+    run: Run,
+    density: str,
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    classes: bool = False,
+    pictures: bool = True,
+    progress: bool | None = None,
+) -> Report:
+    """Diagnose a run against the density of a spec; training data are the run's, held-out data its test split.
+
+    ``classes`` adds masses, holes and radius (:mod:`expost.recipes.class_report`), by the evaluation's classifier, which is trained if there is none yet.
+    """
+    data = run.dataset
+    classifier = extractor_of("classifier", data)[0] if classes else None  # what cannot be had is said at once
+    if classes and not isinstance(classifier, TrainedClassifier):
+        raise ValueError(f"{data.name} has no labels, so there are no classes to look for: leave --classes out")
+    fitted = run.density(density)
     objective = run.experiment.objective
     beta = float(objective.beta) if isinstance(objective, ELBO) else 1.0
     at = fitted_at(density)
     found = diagnose(run.model, data.train.x, data.test.x, density=fitted, at=at, beta=beta, n=n, seed=seed, progress=progress)
     if (diverged := _diverged(run)) is not None:
         found = replace(found, findings=(diverged,))  # whatever else is wrong with the weights before that, this comes first
+    table: Table | None = None
+    if isinstance(classifier, TrainedClassifier):
+        table, holes = class_report(run, fitted, density, classifier, n=n, seed=seed)
+        if holes is not None:
+            found = replace(found, findings=tuple(sorted((*found.findings, holes), key=lambda f: -f.excess)))
     strips: tuple[Strips, ...] = ()
     charts: tuple[Demonstration, ...] = ()
     if pictures:
         strips = _strips(run, fitted, found, density, seed) if data.train.x.dim() == 4 else ()
         charts = _charts(run, fitted, found, density, n, seed)
-    return Report(found, tuple(commands(run, f, found, density) for f in found.findings), strips, charts)
+    return Report(found, tuple(commands(run, f, found, density) for f in found.findings), strips, charts, table)
 
 
 def fitted_at(spec: str) -> Literal["sample", "mean"]:
@@ -104,7 +128,7 @@ def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior
         return (
             _line("expost", "density", folder, other),
             _line("expost", "sample", folder, "--density", other, "--grid", folder / "samples.png"),
-            _line("expost", "diagnose", folder, "--density", other),
+            _line("expost", "diagnose", folder, "--density", other, *(["--classes"] if finding.name.startswith("holes") else [])),
         )
     saved = run.folder.read_recipe()
     if saved["recipe"].startswith("wrapped/"):

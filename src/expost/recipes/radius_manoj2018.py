@@ -28,7 +28,7 @@ from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
 from expost.results import Result
 
-__all__ = ["MODELS", "PLANE", "TAU", "Space", "classifier_of", "latent_classes", "space"]
+__all__ = ["MODELS", "PLANE", "TAU", "Space", "classifier_of", "differentiable_logits", "latent_classes", "space"]
 
 MODELS = {"VAE": "manoj2018/vae", "ω-VAE": "manoj2018/omega-vae"}
 """Before and after: its name in tables -> recipe."""
@@ -101,7 +101,7 @@ def classifier_of(lab: Lab, dataset: data.Dataset) -> TrainedClassifier:
     return extractor
 
 
-def _logits(classifier: TrainedClassifier, x: Tensor) -> Tensor:
+def differentiable_logits(classifier: TrainedClassifier, x: Tensor) -> Tensor:
     """As ``classifier.logits``, but differentiable."""
     logits: Tensor = classifier.network(images(x, classifier.shape))
     return logits
@@ -110,7 +110,7 @@ def _logits(classifier: TrainedClassifier, x: Tensor) -> Tensor:
 def latent_classes(lab: Lab, run: Run) -> LatentClasses:
     """Codes of a run -> logits of the evaluation's classifier."""
     classifier = classifier_of(lab, run.dataset).to(run.model.device)
-    return LatentClasses(run.model, partial(_logits, classifier))
+    return LatentClasses(run.model, partial(differentiable_logits, classifier))
 
 
 def space(lab: Lab, model: str, settings: dict[str, Any] | None = None) -> Space:
