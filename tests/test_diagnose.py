@@ -253,7 +253,7 @@ def test_reconstructions_no_better_than_the_mean_are_found() -> None:
         toy.decoder.net[-1].bias += 100.0  # as a wrong range does
     found = diagnose(toy, x[:150], x[150:], n=150, progress=False)
     assert found.results()["relative_error"].value > 100
-    assert {"failed reconstruction", "collapsed posterior"} & {f.name for f in found.findings[:2]}
+    assert found.findings[0].name == "failed reconstruction"
     zero = findings.relative_error(toy, x[:150], x[:150] * 0 + x[:150].mean(0) + 1e-3)
     assert zero.value > 1
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from expost import heads
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density.base import Density
-from expost.diagnose.health import Panel, panel
+from expost.diagnose.health import LEAST, Panel, panel
 from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
 from expost.distributions import deterministic
 from expost.results import Result, Table, format_number
@@ -209,12 +209,17 @@ def diagnose(
     if gamma is not None:
         measured["variance_ratio"] = gamma
     measured["relative_error"] = relative_error(model, train, chosen)
-    collapsed = numbers.collapsed
+    failed = _failed(measured["relative_error"])
+    if failed is not None and numbers.collapsed and not _silent(numbers):
+        collapse = None  # codes say something, so it is the decoder that fails, whatever the gain
+    else:
+        collapse, failed = _collapsed(numbers), None if numbers.collapsed else failed
+    collapsed = collapse is not None
     fitted = density is not None and density is not model.prior
     found = [
         _exploding(measured["code_scale"]),
-        _collapsed(numbers),
-        None if collapsed else _failed(measured["relative_error"]),
+        collapse,
+        failed,
         _memorising(measured, optimal),
         None if collapsed else _mismatched(numbers, fitted),
         None if collapsed else _dead(numbers),
@@ -303,6 +308,13 @@ def _fixed_variance(model: Autoencoder, x: Tensor, beta: float) -> Result | None
         total += float((unit(part.to(decoded.device)) - decoded).square().sum(dtype=torch.float64))
     gamma, error = beta * float(head.variance), total / x.numel()
     return Result("variance_ratio", gamma / max(error, 1e-300), None, len(x), "", details={"gamma": gamma, "mse": error})
+
+
+def _silent(numbers: Panel) -> bool:
+    """Whether the codes themselves say nothing: no unit varies, or next to no information."""
+    information = numbers.measured.get("mutual_information")
+    nothing = numbers.units is not None and not bool(numbers.units.active("relative").any())
+    return nothing or (information is not None and information.value < LEAST)
 
 
 def _collapsed(numbers: Panel) -> Finding | None:
