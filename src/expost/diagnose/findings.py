@@ -1,13 +1,13 @@
 r"""A verdict in words: what is wrong with this model, by how much, says who, and what to do.
 
-:func:`diagnose` measures, compares with thresholds and returns :class:`Finding` objects. The first four faults of the table leave nothing else to be
+:func:`diagnose` measures, compares with thresholds and returns :class:`Finding` objects. The first three faults of the table leave nothing else to be
 trusted and stand above the others, which follow by how far they exceed their threshold. Every threshold is a named constant with its source; a model within all of them has no findings.
 
 | finding | measured | threshold | source |
 |---|---|---|---|
-| ``failed reconstruction`` | squared error of reconstructions of held-out data / that of the mean of the training data | 1 | ours |
 | ``exploding codes`` | rms of codes / rms of draws from p(z) | 10 | ours |
 | ``collapsed posterior`` | active units, I(n; z), gain of own codes over codes of the prior | none; 0.1 nat | Burda et al. 2016; ours |
+| ``failed reconstruction`` | squared error of reconstructions of held-out data / that of the mean of the training data | 1 | ours |
 | ``memorising decoder`` | where one or two training examples explain a code (perplexity < 2): share of held-out data reconstructed closer to themselves than to the optimal decoder | 1/2 | Bozkurt et al. 2018, Figure 2 |
 | ``mismatched aggregate posterior`` | accuracy of a classifier between codes and draws from p(z) | 0.7 | ours; 1/2 is chance (Lopez-Paz and Oquab 2017) |
 | ``dead units`` | share of units that do not vary with x or that the decoder ignores | 1/4 | unit: Burda et al. 2016; share: ours |
