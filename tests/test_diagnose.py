@@ -17,7 +17,7 @@ from expost.diagnose import findings
 from expost.diagnose.findings import Diagnosis, code_scale, diagnose, generalising, loss_ratio
 from expost.diagnose.optimal import optimal_decoder
 from expost.recipes import diagnosis as recipes_diagnosis
-from expost.recipes.runs import load_run
+from expost.recipes.runs import fitted_at, load_run
 from toys import model, pictures, vectors
 
 SHORT = {"training.epochs": None, "training.steps": 600}
@@ -122,6 +122,18 @@ def test_holes_between_classes_are_seen_and_filled(tmp_path: Path, capsys: pytes
     assert "class radius E r (upper estimate)" not in filled  # its theory is about N(0, I)
 
 
+def test_pictures_are_a_function_of_the_seed(tmp_path: Path) -> None:
+    run = load_run(trained(tmp_path / "run", "kingma2014/vae", "digits", {"latent": 4, **MLP}))
+    reports = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        reports.append(recipes_diagnosis.diagnose_run(run, "prior", n=100, progress=False))
+    first, second = reports
+    for a, b in zip(first.strips, second.strips, strict=True):
+        assert all(torch.equal(a.rows[name], b.rows[name]) for name in a.rows)
+    assert [c.to_json() for c in first.charts] == [c.to_json() for c in second.charts]
+
+
 def test_classes_need_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["--budget", "smoke", "--set", "network=yu-small", "--set", "training.steps=3"]
     assert main(["train", "yu2020/vae", "--data", "2spirals", *chosen, "--out", str(tmp_path / "points")]) == 0
@@ -224,8 +236,8 @@ def test_a_density_fitted_to_means_is_compared_with_means(tmp_path: Path) -> Non
     for spec in ("gmm:10", "gmm:10@sample"):
         found = diagnosed(folder, "--density", spec)
         assert "mismatched aggregate posterior" not in [f["name"] for f in found["findings"]], spec
-    assert recipes_diagnosis.fitted_at("gmm:10") == "mean"
-    assert recipes_diagnosis.fitted_at("stage") == recipes_diagnosis.fitted_at("flow@sample") == "sample"
+    assert fitted_at("gmm:10") == "mean"
+    assert fitted_at("stage") == fitted_at("flow@sample") == "sample"
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

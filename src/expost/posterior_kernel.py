@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from expost.distributions import describe, deterministic
-from expost.tensors import check_finite
+from expost.tensors import check_finite, full_precision
 
 __all__ = ["Block", "Diagonal", "Full", "Kernel", "blocks", "kernel_of"]
 
@@ -202,7 +201,7 @@ class Diagonal:
         squares = centred.square()
         many = ~(squares @ self.precision + self.reach < LARGEST)
         features = torch.cat([squares, centred], 1).masked_fill_(many[:, None], 0).float()
-        with _full_precision():
+        with full_precision():
             upper = torch.addmm(bias, features, weight.T, out=work[: len(z)])
         if exclude is not None:
             upper[torch.arange(len(z), device=self.device), exclude] = -math.inf
@@ -307,17 +306,3 @@ def blocks(kernel: Kernel, z: Tensor, *, top: int, exclude: Tensor | None, memor
                 if exclude is not None:
                     found[torch.arange(len(part), device=device), exclude[part]] = -math.inf
                 yield part, found, None
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Float32 products in float32, whatever the user allows elsewhere (TF32, bfloat16): the bound rests on it."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

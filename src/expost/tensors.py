@@ -7,11 +7,12 @@ on the device and become floats in [0, 1] only when a batch is used (:func:`unit
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["batches", "check_finite", "fold", "sum_event", "unit"]
+__all__ = ["batches", "check_finite", "fold", "full_precision", "sum_event", "unit"]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -50,3 +51,17 @@ def check_finite(x: Tensor, what: str) -> None:
                 f"{what} hold NaN or infinity in {int(bad.sum())} of {len(x)} rows (first: row {int(bad.nonzero()[0])}): "
                 "remove or repair these rows"
             )
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products in float32, whatever the user allows elsewhere (TF32, bfloat16): error bounds rest on it."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

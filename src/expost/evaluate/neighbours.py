@@ -27,8 +27,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from expost.evaluate.search import MEMORY, Frame, Neighbours, full_precision, nearest, pair_distances, search, searchable
+from expost.evaluate.search import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
 from expost.results import Result
+from expost.tensors import full_precision
 
 __all__ = ["NeighbourPanel", "RealNeighbours", "neighbour_panel"]
 

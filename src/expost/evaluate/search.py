@@ -10,8 +10,6 @@ cannot decide is computed again as Σ(xᵢ − yᵢ)² in float64. So results ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +17,9 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.matrix import feature_matrix
+from expost.tensors import full_precision
 
-__all__ = ["MEMORY", "Frame", "Neighbours", "full_precision", "nearest", "pair_distances", "search", "searchable"]
+__all__ = ["MEMORY", "Frame", "Neighbours", "nearest", "pair_distances", "search", "searchable"]
 
 MEMORY = 256 << 20
 #: Largest side of a tile, halved for wide features (measured), and the smallest that is worth running.
@@ -198,20 +197,6 @@ class Frame:
 def _tile_bytes(side: int, d: int, dtype: torch.dtype) -> int:
     """What a tile of this side needs: two blocks of rows, copies while they are placed, and four matrices."""
     return dtype.itemsize * (4 * side * d + 4 * side * side) + 8 * side * d
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 products in float32, whatever the user allows elsewhere (TF32, bfloat16): the error bound rests on it."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _candidates(frame: Frame, q: Tensor, p: Tensor, rows: Tensor, keep: int, same: bool, dtype: torch.dtype) -> _Found:

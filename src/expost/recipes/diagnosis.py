@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from expost.evaluate.choose import extractor_of
 from expost.evaluate.classifier import TrainedClassifier
 from expost.objectives import ELBO
 from expost.recipes.class_report import class_report
-from expost.recipes.runs import Run
+from expost.recipes.runs import Run, fitted_at
 from expost.recipes.strips import SHOWN, Strips
 from expost.results import Curve, Series, Table
+from expost.seeds import seeded
 from expost.tensors import unit
 from expost.tutorial import Demonstration
 
@@ -54,9 +55,6 @@ class Report:
     strips: tuple[Strips, ...]
     charts: tuple[Demonstration, ...]
     classes: Table | None = None
-
-    def table(self) -> Table:
-        return self.diagnosis.table()
 
     def to_json(self) -> dict[str, Any]:
         found = self.diagnosis.to_json()
@@ -101,11 +99,6 @@ def diagnose_run(
         strips = _strips(run, fitted, found, density, seed) if data.train.x.dim() == 4 else ()
         charts = _charts(run, fitted, found, density, n, seed)
     return Report(found, tuple(commands(run, f, found, density) for f in found.findings), strips, charts, table)
-
-
-def fitted_at(spec: str) -> Literal["sample", "mean"]:
-    """What codes a density stands for: densities are fitted to posterior means, unless the spec says ``@sample``; priors and second stages are not."""
-    return "sample" if spec in ("prior", "stage") or spec.endswith("@sample") else "mean"
 
 
 def _diverged(run: Run) -> Finding | None:
@@ -221,13 +214,13 @@ def _strips(run: Run, density: Density, found: Diagnosis, spec: str, seed: int) 
         samples = model.with_prior(density).generate(2 * SHOWN, seed=seed).clamp(0, 1).cpu()
     rows = {f"samples, {spec}": samples[:SHOWN], "more": samples[SHOWN:]}
     made.append(Strips("samples", "Samples", f"Decoded draws from {spec}.", rows))
-    return (*made, _traversals(run, density, found))
+    return (*made, _traversals(run, density, found, seed))
 
 
-def _traversals(run: Run, density: Density, found: Diagnosis) -> Strips:
+def _traversals(run: Run, density: Density, found: Diagnosis, seed: int) -> Strips:
     """Decoded lines through the mean code along single units, the most used first and the least used last."""
     model = run.model
-    with evaluating(density):
+    with evaluating(density), seeded("traversals", seed):
         draws = density().sample(torch.Size((2000,)))
     centre, spread = draws.mean(0), draws.std(0)
     units = found.panel.units
@@ -271,9 +264,10 @@ def _charts(run: Run, density: Density, found: Diagnosis, spec: str, n: int, see
             )
         )
     if found.optimal is not None:
-        shares = encoder_variances(run.model, run.dataset.train.x[:10_000]).series("posterior variances")
+        some = run.dataset.train.x[:10_000]
+        shares = encoder_variances(run.model, some).series("posterior variances")
         text = "Units that carry information have variances near 0, those that do not near 1."
-        made.append(_chart("variances", "Encoder variances of 10 000 training data", text, (shares,)))
+        made.append(_chart("variances", f"Encoder variances of {len(some)} training data", text, (shares,)))
         o = found.optimal
         far = float(torch.quantile(torch.cat([o.to_input, o.to_average]), 0.999))
         axes = ("distance of x̂ from the optimal decoder", f"distance of x̂ from the input ({o.kind})")
@@ -297,7 +291,7 @@ def _charts(run: Run, density: Density, found: Diagnosis, spec: str, n: int, see
 def _codes(run: Run, density: Density, ablation: Tensor | None, spec: str, n: int, seed: int) -> Demonstration:
     """Codes of held-out data and draws of the density, in the two most used units."""
     z = run.model.latents(run.dataset.test.x[:DOTS], at=fitted_at(spec), seed=seed).cpu()
-    with evaluating(density):
+    with evaluating(density), seeded("codes", seed):
         draws = density().sample(torch.Size((min(len(z), n),))).cpu()
     first, second = (
         ablation.argsort(descending=True)[:2].tolist() if ablation is not None and len(ablation) > 1 else (0, min(1, z.shape[1] - 1))

@@ -6,7 +6,7 @@ import torch
 
 from expost.diagnose.optimal import aggregate_of
 from expost.evaluate.classifier import TrainedClassifier
-from expost.recipes.figures_bozkurt2018 import HELD_OUT, before_training, digit_images, examine, mini, mini_map, run_of
+from expost.recipes.figures_bozkurt2018 import BINS, HELD_OUT, UP_TO, before_training, digit_images, examine, mini, mini_map, run_of
 from expost.recipes.lab import Lab
 from expost.recipes.sweep_bozkurt2018 import architectures, correlations
 from expost.recipes.verdict import Verdict
@@ -66,8 +66,8 @@ def a2(lab: Lab) -> Verdict:
 
 
 def _peak(perplexity: torch.Tensor) -> float:
-    """Lower end of the fullest of 30 bins on [0, 6]."""
-    return 0.2 * int(torch.histc(perplexity.float().cpu(), 30, 0, 6).argmax())
+    """Lower end of the fullest bin of Figure 1's histogram."""
+    return UP_TO / BINS * int(torch.histc(perplexity.float().cpu(), BINS, 0, UP_TO).argmax())
 
 
 def _closer(lab: Lab) -> dict[str, float]:

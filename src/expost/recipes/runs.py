@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
 from expost.train import Watch, fit
 
-__all__ = ["Run", "as_prior", "load_model", "load_run", "plan", "train_run"]
+__all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "train_run"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Run:
         if isinstance(fresh, SecondStage):
             source = self.model.posteriors(self.dataset.train.x)
         else:
-            source = self.model.latents(self.dataset.train.x, at="sample") if spec.endswith("@sample") else self.codes
+            source = self.model.latents(self.dataset.train.x, at="sample") if fitted_at(spec) == "sample" else self.codes
         fresh.fit(source, seed=self.seed if seed is None else seed)
         if file is not None:
             save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
@@ -267,6 +267,11 @@ def load_run(path: str | Path, *, data_name: str | None = None, device: str | No
         raise ValueError(f"the data {dataset.name} is not what {path} was trained on (another content hash): pass the original with --data")
     experiment, model = _rebuild(folder, saved, Task(dataset.name, shape, len(dataset.train.x)), device)
     return Run(experiment, dataset, model, saved["seed"], folder)
+
+
+def fitted_at(spec: str) -> Literal["sample", "mean"]:
+    """What codes a density stands for: densities are fitted to posterior means, unless the spec says ``@sample``; priors and second stages are not."""
+    return "sample" if spec in ("prior", "stage") or spec.endswith("@sample") else "mean"
 
 
 def as_prior(spec: str) -> str:
