@@ -1,0 +1,96 @@
+"""Declared types are checked in one place: of settings and of files."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from torch import nn
+
+from expost.schema import Checked, Meta, convert, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Checked):
+    kind: Literal["adam", "adamw"] = "adam"
+    rate: Annotated[float, Meta(gt=0)] = 1e-3
+    limit: Annotated[int, Meta(ge=1)] | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    names: tuple[str, ...] = ()
+    layers: tuple[type[nn.Module], ...] = (nn.Linear,)
+    call: Callable[[int], int] | None = None
+    inner: Checked | None = None
+
+
+def test_what_loses_nothing_is_converted():
+    made = Settings(rate=1, betas=[0, 1], names=["a"], call=len, inner=Settings())
+    assert made.rate == 1.0
+    assert isinstance(made.rate, float)
+    assert made.betas == (0.0, 1.0)
+    assert made.names == ("a",)
+    assert dataclasses.replace(made, limit=3).limit == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("kind", "sgd", 'kind must be adam or adamw, not "sgd"'),
+        ("kind", "Adam", "adam or adamw"),
+        ("rate", -1, "rate must be a number above 0, not -1"),
+        ("rate", "1", "a number above 0"),
+        ("rate", True, "a number above 0"),
+        ("rate", float("nan"), "a number above 0, not nan"),
+        ("rate", float("inf"), "a number above 0, not inf"),
+        ("rate", 10**400, "a number above 0"),
+        ("rate", torch.tensor(1.0), "a number above 0"),
+        ("limit", 0, "limit must be a whole number of at least 1 or none, not 0"),
+        ("limit", 2.5, "a whole number"),
+        ("limit", True, "a whole number"),
+        ("betas", (1, 2, 3), "betas must be 2 values"),
+        ("betas", ("a", 2), "2 values"),
+        ("names", "gmm:3", "names must be a list, each text"),
+        ("layers", (3,), "layers must be a list"),
+        ("call", 3, "call must be a function or none"),
+        ("inner", "cosine", "inner must be of type Checked"),
+        ("inner", {}, "inner must be of type Checked"),
+    ],
+)
+def test_what_differs_is_named_with_what_it_may_be(field: str, value: Any, says: str):
+    with pytest.raises(ValueError) as error:
+        Settings(**{field: value})
+    assert says in str(error.value)
+    with pytest.raises(ValueError):
+        dataclasses.replace(Settings(), **{field: value})
+
+
+@dataclasses.dataclass
+class Description:
+    seed: Annotated[int, Meta(ge=0)]
+    shape: list[Annotated[int, Meta(ge=1)]]
+    rest: Any = None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "it is no run (input data was truncated)"),
+        (b"[", "expected object, got array"),
+        (b"\xff", "malformed"),
+        (b'{"shape": [1]}', "seed"),
+        (b'{"seed": 1.5, "shape": [1]}', "seed: expected int, got float"),
+        (b'{"seed": -1, "shape": [1]}', "seed: expected int >= 0"),
+        (b'{"seed": 1, "shape": [1, 0]}', "shape[1]: expected int >= 1"),
+        (b'{"seed": 1, "shape": [1], "rest": ' + b"[" * 9000 + b"]" * 9000 + b"}", "nested too deeply"),
+    ],
+)
+def test_a_file_that_differs_is_one_sentence(text: bytes, says: str):
+    with pytest.raises(ValueError) as error:
+        parse(text, Description, "it is no run")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_newer_versions_may_hold_more():
+    assert parse('{"seed": 1, "shape": [2], "new": 1}', Description, "x").shape == [2]
+    assert convert({"seed": 1, "shape": [2], "rest": {"a": 1}}, Description, "x").rest == {"a": 1}
