@@ -1,6 +1,7 @@
 """Declared types are checked in one place: of settings and of files."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from expost.schema import Checked, Meta, convert, parse
+from expost.cli import sentence
+from expost.schema import Checked, Meta, convert, parse, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +96,42 @@ def test_a_file_that_differs_is_one_sentence(text: bytes, says: str):
 def test_files_of_newer_versions_may_hold_more():
     assert parse('{"seed": 1, "shape": [2], "new": 1}', Description, "x").shape == [2]
     assert convert({"seed": 1, "shape": [2], "rest": {"a": 1}}, Description, "x").rest == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "\x1b]0;title\x07",
+        "\x1b[2J",
+        "\x9b31m",
+        "a\nb\rc\td\x0b",
+        "\u2028\u2029\x85",
+        "\u202eabc\u2066",
+        "\u200b\u200d\ufeff\xad",
+        "\u3164\u034f",
+        "\x7f\x00",
+        "\udc80",
+        "\U000e0041",
+    ],
+)
+def test_text_of_files_cannot_steer_a_terminal(hostile: str):
+    shown = printable(f"<{hostile}>")
+    assert shown.startswith("<")
+    assert shown.endswith(">")
+    assert "\\" in shown
+    assert all(c.isprintable() for c in shown)
+    shown.encode()
+    assert not set(shown[1:-1]) & set("\u034f\u3164")
+    with pytest.raises(ValueError) as error:
+        Settings(kind=hostile)
+    assert str(error.value).isprintable()
+    with pytest.raises(ValueError) as error:
+        parse(json.dumps({"kind": hostile}), Settings, "it")
+    assert str(error.value).isprintable()
+    assert sentence(ValueError(hostile)).isprintable()
+
+
+def test_text_of_files_is_shown_as_it_is_and_not_at_length():
+    assert printable("Größe 3 µm, 猫 → é") == "Größe 3 µm, 猫 → é"
+    assert len(printable("x" * 10**7)) < 160
+    assert len(printable("\x1b" * 10**7)) < 600

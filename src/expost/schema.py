@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Checked", "Meta", "check_value", "convert", "parse"]
+__all__ = ["Checked", "Meta", "check_value", "convert", "parse", "printable"]
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def check_value(value: Any, annotation: Any, name: str) -> Any:
     try:
         return _fitted(value, annotation)
     except _Unfit:
-        shown = f'"{value}"' if isinstance(value, str) else repr(value)
+        shown = f'"{printable(value)}"' if isinstance(value, str) else repr(value)
         raise ValueError(f"{name} must be {describe(annotation)}, not {shown if len(shown) <= 80 else type(value).__name__}") from None
 
 
@@ -146,6 +146,26 @@ def _said(error: Exception) -> str:
     """msgspec's sentence ("Expected `int`, got `str` - at `$.seed`") in ours: "seed: expected int, got str"."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    said, _, place = " ".join(str(error).split()).replace("`", "").partition(" - at $")
+    said, _, place = printable(" ".join(str(error).split()), 300).replace("`", "").partition(" - at $")
     said = said if said.startswith("JSON") else said[:1].lower() + said[1:]
     return f"{place.lstrip('.')}: {said}" if place else said
+
+
+_UNSEEN = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
+)  # letters and marks without ink; Unicode's other unseen characters are no letters
+
+
+def printable(text: str, most: int = 120) -> str:
+    r"""Text from a file as it may reach a terminal: on one line, at most about ``most`` characters, the rest of them counted.
+
+    Whatever moves the cursor, colours, hides or reorders (control characters, line ends, zero-width and bidirectional marks, surrogates) is
+    written out, ``\x1b`` for ESC.
+
+    >>> printable("run\x1b[2Ka")
+    'run\\x1b[2Ka'
+    >>> printable("ab" * 50, 3)
+    'aba... (97 more)'
+    """
+    shown = "".join(c if c.isprintable() and c not in _UNSEEN else ascii(c)[1:-1] for c in text[:most])
+    return shown if len(text) <= most else f"{shown}... ({len(text) - most} more)"

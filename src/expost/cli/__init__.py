@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def sentence(error: Exception) -> str:
-    """One line: the error's own, or for a failed file what could not be done with which."""
+    """One line: the error's own, or for a failed file what could not be done with which. Nothing that it quotes can steer the terminal."""
+    from expost.schema import printable
+
+    said = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"cannot read or write {error.filename}: {error.strerror.lower()}; check the path"
-    return " ".join(str(error).split())
+        said = f"cannot read or write {error.filename}: {error.strerror.lower()}; check the path"
+    return printable(" ".join(said.split()), 4000)
