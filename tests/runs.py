@@ -18,6 +18,8 @@ import expost
 from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO, RAE, Adversarial, Clipped, Loss, Objective
+from expost.recipes import RECIPES, find, plan
+from expost.recipes.runs import prepare_prior
 from expost.schedules import Plateau
 from expost.seeds import seeded
 from expost.training import Training
@@ -79,6 +81,39 @@ def child(folder: str, reached: Any) -> None:
         reached.value = step
 
     everything(Path(folder), tell, resume=True)
+
+
+def recipe_run(name: str, folder: Path | None, events: dict[int, Any] | None = None) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Nine steps of a recipe's own network and objective at the cpu budget, started or resumed, with a checkpoint after each.
+
+    Returns all weights at its end, and the history but for its clock.
+
+    Args:
+        events: step -> the signal that this process gets, or the exception that is raised, before it.
+    """
+    row = find(name)
+    experiment, dataset = plan(name, data_name=row.data if row.data == "8gaussians" else "digits")
+    optimiser = ("adam", "adamw", "amsgrad")[sorted(RECIPES).index(name) % 3]
+    training = Training(
+        steps=9, batch_size=16, lr=1e-3, optimiser=optimiser, weight_decay=1e-4, clip=1.0, ema=0.9, best=True, log_every=3, checkpoint_every=0,
+        schedule=Plateau(patience=1),
+    )  # fmt: skip
+    m, own = experiment.build(seed=0)
+    prepare_prior(m, dataset)
+    pending = dict(events or {})
+
+    def before(step: int) -> None:
+        event = pending.pop(step, None)
+        if isinstance(event, signal.Signals):
+            os.kill(os.getpid(), event)
+        elif event is not None:
+            raise event("as a user's own code would")
+
+    history = expost.fit(
+        m, Watched(own, before), dataset.train.x[:70], val=dataset.val.x[:20], training=training, out=folder, resume=True, device="cpu"
+    )
+    owned = {f"{part}.{k}": v for part, module in own.modules().items() for k, v in module.state_dict().items()}
+    return {**m.state_dict(), **owned}, [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
 
 
 ENDLESS = Training(steps=100_000, batch_size=8, log_every=5, checkpoint_every=1e9)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 
 import pytest
 
 from expost.files import load_tensors
-from runs import EVERYTHING, child, everything
+from expost.recipes import RECIPES
+from runs import EVERYTHING, child, everything, recipe_run
 from toys import bits, same
 
 
@@ -71,3 +73,29 @@ def test_killed_three_times_and_resumed_is_bit_identical(tmp_path, uninterrupted
     assert rows(history) == rows(whole)
     assert (history.best_step, history.stopped) == (whole.best_step, whole.stopped)
     assert same(load_tensors(folder / "model.safetensors", "x")[0], bits(m))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_interrupted_in_every_way_is_bit_identical(tmp_path, name, monkeypatch):
+    """SIGINT, SIGTERM, an exception and SIGKILL in turn, each after a checkpoint; then the rest."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    whole = recipe_run(name, None)
+    folder = tmp_path / "run"
+
+    def kept():
+        return load_tensors(folder / "checkpoint.safetensors", "the checkpoint")[1]["step"]
+
+    for at, (event, raised) in enumerate(((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, KeyboardInterrupt), (RuntimeError,) * 2), 2):
+        with pytest.raises(raised):
+            recipe_run(name, folder, {at: event})
+        assert kept() == (at if raised is RuntimeError else at + 1)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warm"])
+    process = context.Process(target=recipe_run, args=(name, folder, {5: signal.SIGKILL}))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert kept() == 5
+    ended = recipe_run(name, folder)
+    assert same(ended[0], whole[0])
+    assert ended[1] == whole[1]

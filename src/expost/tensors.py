@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["batches", "check_finite", "fold", "full_precision", "sum_event", "unit"]
+__all__ = ["batches", "check_finite", "fold", "full_precision", "like", "sum_event", "unit"]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -40,6 +40,17 @@ def batches(x: Tensor, size: int) -> Iterator[Tensor]:
     if size < 1:
         raise ValueError(f"batch size must be at least 1, not {size}")
     yield from x.split(size)
+
+
+def like(value: Tensor, model: Tensor) -> Tensor:
+    """``value`` in the memory layout, type and place of ``model``; a tensor of another shape only moves.
+
+    What was saved comes back contiguous, whatever it belonged to; code that walks raw memory (torch's fused optimisers) then pairs it with
+    other elements, and code that walks elements may round otherwise. Everything that is restored beside a parameter goes through here.
+    """
+    if value.shape != model.shape:
+        return value.to(model.device)
+    return torch.empty_like(model, memory_format=torch.preserve_format).copy_(value)
 
 
 def check_finite(x: Tensor, what: str) -> None:

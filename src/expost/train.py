@@ -39,7 +39,7 @@ from expost.memory import retained
 from expost.objectives.base import Objective
 from expost.schedules import Plateau
 from expost.seeds import permutation, seed_from, seeded
-from expost.tensors import batches, check_finite, unit
+from expost.tensors import batches, check_finite, like, unit
 from expost.training import Training, automatic_precision
 
 if TYPE_CHECKING:
@@ -406,16 +406,17 @@ class _Fit:
         for name, module in self.objective.modules().items():
             load_weights(module, split_prefix(f"objective/{name}", tensors), where)
         for name, optimiser in zip(self.names, self.optimisers, strict=True):
-            current = optimiser.state_dict()
             moments: dict[int, dict[str, Tensor]] = {}
             for key, value in split_prefix(f"optimiser/{name}", tensors).items():
                 index, moment = key.split("/")
                 moments.setdefault(int(index), {})[moment] = value
-            optimiser.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
-        to = self.device
-        self.average = {k: v.to(to) for k, v in split_prefix("average", tensors).items()} or self.average
-        self.best_state = {k: v.to(to) for k, v in split_prefix("best", tensors).items()} or None
-        self.sums = {k: v.to(to) for k, v in split_prefix("sums", tensors).items()}
+            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+            for parameter, own in optimiser.state.items():
+                own.update({k: like(v, parameter) for k, v in own.items() if k != "step"})
+        own_state = self.model.state_dict()
+        self.average = {k: like(v, own_state[k]) for k, v in split_prefix("average", tensors).items()} or self.average
+        self.best_state = {k: like(v, own_state[k]) for k, v in split_prefix("best", tensors).items()} or None
+        self.sums = {k: v.to(self.device) for k, v in split_prefix("sums", tensors).items()}
         self.step, self.count, self.best, self.bad = state["step"], state["count"], state["best"], state["bad"]
         self.schedule_state, self.history = state["schedule"], History.from_json(state["history"])
         self.history.stopped = ""
