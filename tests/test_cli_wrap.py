@@ -21,6 +21,9 @@ from expost.tensors import unit
 from test_adapt import KL, pythae_folder
 
 CPU = ["--device", "cpu"]
+MAKE = "somebodys_code:make"
+ALLOWED = ["--code", MAKE]
+PAIR = "somebodys_code:pair"
 
 CODE = '''
 import torch
@@ -96,20 +99,20 @@ def test_own_code_density_sample_evaluate_likelihood(place: Path, capsys: pytest
         "N(0, I)",
         "[-1, 1]",
         "MSE of the mean image",
-        "expost diagnose run",
+        "expost diagnose run --code somebodys_code:make",
     ):
         assert words in out
     assert "note:" not in out
-    run = load_run("run", device="cpu")
+    run = load_run("run", device="cpu", code=MAKE)
     x = unit(run.dataset.test.x)
     pca = sklearn_pca(unit(run.dataset.train.x).flatten(1).numpy())
     rebuilt = pca.inverse_transform(pca.transform(x.flatten(1).numpy())).reshape(x.shape)
     assert np.allclose(run.model.reconstruct(x).numpy(), rebuilt, atol=1e-4)
 
     sys.modules.pop("somebodys_code")  # a fresh process would import it again
-    assert main(["density", "run", "gmm:3", *CPU]) == 0
+    assert main(["density", "run", *ALLOWED, "gmm:3", *CPU]) == 0
     assert "gmm:3" in capsys.readouterr().out
-    assert main(["sample", "run", "--density", "gmm:3", "--n", "50", "--out", "samples.npz", *CPU]) == 0
+    assert main(["sample", "run", *ALLOWED, "--density", "gmm:3", "--n", "50", "--out", "samples.npz", *CPU]) == 0
     images = np.load("samples.npz")["images"]
     assert images.shape == (50, 1, 8, 8)
     expected = run.model.with_prior(run.density("gmm:3")).generate(50).clamp(0, 1)
@@ -117,15 +120,15 @@ def test_own_code_density_sample_evaluate_likelihood(place: Path, capsys: pytest
     mean = x.mean(0).numpy()
     assert np.abs(images.mean(0) - mean).mean() < 0.06  # samples of a mixture on the codes look like the data ...
     assert np.abs(images - mean).mean() > 0.1  # ... and are not all alike
-    assert main(["evaluate", "run", "--extractor", "pixels", "--metrics", "fd", "--density", "gmm:3", *CPU]) == 0
+    assert main(["evaluate", "run", *ALLOWED, "--extractor", "pixels", "--metrics", "fd", "--density", "gmm:3", *CPU]) == 0
     assert "samples gmm:3" in capsys.readouterr().out
-    assert main(["likelihood", "run", "--n", "20", "--samples", "10", *CPU]) == 0
+    assert main(["likelihood", "run", *ALLOWED, "--n", "20", "--samples", "10", *CPU]) == 0
     assert "nats" in capsys.readouterr().out
     assert main(["cite", "run"]) == 0
     cited = capsys.readouterr().out
     assert "heusel2017" in cited  # it was measured
     assert "pedregosa2011" in cited  # and a mixture fitted
-    fitted = load_model("run", density="gmm:3", device="cpu")
+    fitted = load_model("run", density="gmm:3", device="cpu", code=[MAKE])
     assert torch.equal(fitted.generate(5), run.model.with_prior(run.density("gmm:3")).generate(5))
 
 
@@ -133,7 +136,7 @@ def test_the_weights_are_those_of_the_folder(place: Path) -> None:
     """make() gives zeros: without the saved weights all reconstructions would be the same."""
     assert main([*WRAP_PCA, "--out", "run"]) == 0
     (place / "pca.safetensors").unlink()
-    assert float(load_run("run", device="cpu").model.encoder.net.module.module.axes.detach().abs().sum()) > 1
+    assert float(load_run("run", device="cpu", code=MAKE).model.encoder.net.module.module.axes.detach().abs().sum()) > 1
     description = json.loads((place / "run" / "recipe.json").read_text())
     assert description["recipe"] == "wrapped/modules"
     assert description["settings"]["reference"] == "somebodys_code:make"
@@ -150,10 +153,10 @@ def test_code_that_has_gone(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main([*WRAP_PCA, "--out", "run"]) == 0
     (place / "somebodys_code.py").unlink()
     sys.modules.pop("somebodys_code")
-    assert main(["density", "run", *CPU]) == 2
+    assert main(["density", "run", *ALLOWED, *CPU]) == 2
     assert "somebodys_code cannot be imported" in capsys.readouterr().err
     (place / "somebodys_code.py").write_text(CODE.replace("zeros(8, 64)", "zeros(9, 64)"))
-    assert main(["density", "run", *CPU]) == 2
+    assert main(["density", "run", *ALLOWED, *CPU]) == 2
     assert "does not fit this model" in capsys.readouterr().err
 
 
@@ -162,15 +165,15 @@ def test_a_deterministic_pair(place: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert "deterministic" in out
     assert "no better than the mean image" in out
-    run = load_run("runs/wrapped-somebodys_code", device="cpu")
+    run = load_run("runs/wrapped-somebodys_code", device="cpu", code=PAIR)
     assert run.experiment.densities == ("gaussian", "gmm:10")
-    assert main(["sample", "runs/wrapped-somebodys_code", "--density", "gaussian", "--n", "3", "--out", "s.npz", *CPU]) == 0
+    assert main(["sample", "runs/wrapped-somebodys_code", "--code", PAIR, "--density", "gaussian", "--n", "3", "--out", "s.npz", *CPU]) == 0
 
 
 def test_points(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(place / "points.npz", x=np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32))
     assert main(["wrap", "somebodys_code:pair", "--data", "points.npz", "--out", "run", *CPU]) == 0
-    assert main(["density", "run", "gaussian", *CPU]) == 0
+    assert main(["density", "run", "gaussian", "--code", PAIR, *CPU]) == 0
 
 
 def test_pythae_folder_is_not_needed_afterwards(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,13 +203,13 @@ def test_pythae_own_encoder_by_reference(place: Path, capsys: pytest.CaptureFixt
     assert "give it as a module" in capsys.readouterr().err
     (place / "theirs.py").write_text(
         "from torch import nn\n\n\nclass Encoder(nn.Module):\n"
-        "    def __init__(self, config):\n        super().__init__()\n"
+        "    def __init__(self, latent=3):\n        super().__init__()\n"
         "        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(64, 512), nn.ReLU())])\n"
-        "        self.embedding = nn.Linear(512, config.latent_dim)\n\n"
+        "        self.embedding = nn.Linear(512, latent)\n\n"
         "    def forward(self, x):\n        return {'embedding': self.embedding(self.layers[0](x.flatten(1)))}\n"
     )
     assert main(["wrap", "vae", "--data", "digits", "--encoder", "theirs:Encoder", "--out", "run", *CPU]) == 0
-    run = load_run("run", device="cpu")
+    run = load_run("run", device="cpu", code="theirs:Encoder")
     expected = from_pythae("vae", networks="mlp").latents(run.dataset.test.x, at="mean")
     assert torch.equal(run.model.latents(run.dataset.test.x, at="mean"), expected)
     sys.modules.pop("theirs")

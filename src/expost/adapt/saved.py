@@ -11,6 +11,7 @@ and ``interface`` for all three. Weights come from the run folder's ``model.safe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from expost.adapt.diffusers import build_diffusers, from_diffusers, read_diffuse
 from expost.adapt.interface import Interface, interface_of
 from expost.adapt.modules import wrap
 from expost.adapt.pythae import assemble_pythae, build_pythae, from_pythae, read_config
-from expost.adapt.references import load_pair_weights, module_of, pair_of
+from expost.adapt.references import allowed, load_pair_weights, module_of, pair_of
 from expost.autoencoder import Autoencoder
 
 __all__ = ["Origin", "SourceKind", "kind_of", "open_source", "shape_of"]
@@ -37,8 +38,19 @@ class Origin:
     kind: SourceKind
     settings: dict[str, Any]
 
-    def build(self) -> Autoencoder:
-        """The model with whatever weights its code gives it; load the saved ones next."""
+    @property
+    def references(self) -> dict[str, str]:
+        """The code that it names, ``package.module:name`` by what it makes."""
+        names = {"modules": ("reference",), "pythae": ("encoder", "decoder")}.get(self.kind, ())
+        return {name: self.settings[name] for name in names if self.settings.get(name)}
+
+    def build(self, where: str = "this model", code: str | Sequence[str] = ()) -> Autoencoder:
+        """The model with whatever weights its code gives it; load the saved ones next.
+
+        Args:
+            where: the file that says so, for sentences.
+            code: references that may be run because the user named them; without that of every reference here nothing is imported.
+        """
         if self.kind not in KINDS:
             raise ValueError(f'there is no kind of wrapped model "{self.kind}": was the folder made by a newer expost?')
         s = self.settings
@@ -46,16 +58,13 @@ class Origin:
         if missing:
             raise ValueError(f'the description of this wrapped model lacks "{missing.pop()}": wrap it again')
         interface = Interface.from_json(s["interface"])
+        own = dict(zip(self.references, allowed(list(self.references.values()), code, where), strict=True))
         if self.kind == "modules":
-            return interface.assemble(*pair_of(s["reference"]))
+            return interface.assemble(*pair_of(own["reference"]))
         if self.kind == "diffusers":
             return interface.assemble(*build_diffusers(s["config"]))
-        return assemble_pythae(interface, s["config"], *_pythae_networks(s["config"], s))
-
-
-def _pythae_networks(config: dict[str, Any], settings: dict[str, Any]) -> Any:
-    own = {name: module_of(settings[name], config) for name in ("encoder", "decoder") if settings.get(name)}
-    return build_pythae(config, settings.get("networks") or "mlp", **own)
+        networks = build_pythae(s["config"], s.get("networks") or "mlp", **{name: module_of(reference) for name, reference in own.items()})
+        return assemble_pythae(interface, s["config"], *networks)
 
 
 def kind_of(source: str) -> SourceKind:
@@ -104,7 +113,7 @@ def open_source(source: str, x: Tensor, kind: SourceKind, options: dict[str, Any
         settings.update(config=config, **{k: options[k] for k in ("networks", "encoder", "decoder") if k in options})
         for name in ("encoder", "decoder"):
             if name in options:
-                options[name] = module_of(options[name], config)
+                options[name] = module_of(options[name])
         model = from_pythae(source, x=x, seed=seed, **options)
     else:
         _known(options, ("likelihood", "gamma"), kind)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
+
+from expost.cli.options import OpensRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +19,7 @@ __all__ = ["Compress", "Decompress"]
 
 
 @dataclass
-class Compress:
+class Compress(OpensRun):
     """Compress images without loss, with a trained model whose decoder gives pixels a probability mass.
 
     Images are read as expost reads them everywhere: (n, C, H, W), uint8 where nothing is lost (k/255 and booleans too); these are what comes back.
@@ -62,7 +65,7 @@ class Compress:
         if self.batch < 1:
             raise ValueError(f"--batch must be at least 1, not {self.batch}")
         density = as_prior(self.density)
-        model = load_model(self.folder, density=density, device="cpu")
+        model = load_model(self.folder, density=density, device="cpu", code=self.code)
         x = self._images()
         shape = tuple(RunFolder.existing(self.folder).read_recipe()["data"]["shape"])
         if tuple(x.shape[1:]) != shape:
@@ -108,9 +111,9 @@ class Compress:
             for note in notes:
                 print(f"note: {note}")
         else:
-            from expost.recipes.runs import load_run
+            from expost.cli.commands import load
 
-            x = getattr(load_run(self.folder, data_name=self.data, device="cpu").dataset, self.split or "test").x
+            x = getattr(load(self.folder, self.data, "cpu", self.code).dataset, self.split or "test").x
         if self.n is not None:
             if self.n < 1:
                 raise ValueError(f"--n must be at least 1, not {self.n}")
@@ -129,7 +132,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 @dataclass
-class Decompress:
+class Decompress(OpensRun):
     """Bring back the images of a compressed file, exactly as they were compressed."""
 
     file: Positional[Path]
@@ -139,17 +142,19 @@ class Decompress:
     force: bool = False
     """replace the output if it exists"""
     run_folder: Annotated[Path | None, arg(name="run")] = None
-    """run folder of the model; default: the one named in the file"""
+    """run folder of the model; default: the one named in the file, if it is one of a recipe"""
 
     def run(self) -> None:
         import time
 
         import numpy as np
 
+        from expost.checkpoint import RunFolder
         from expost.codec import decompress
         from expost.codec.container import unpack
         from expost.files import atomic
         from expost.recipes.runs import load_model
+        from expost.recipes.wrapped import code_options
 
         out = self.out or Path(f"{self.file.stem}.npz")
         refuse_existing(out, self.force)
@@ -160,7 +165,10 @@ class Decompress:
         folder = self.run_folder or (Path(origin["run"]) if "run" in origin else None)
         if folder is None or not (folder / "recipe.json").is_file():
             raise ValueError(f"the run that wrote {self.file} is not at {folder}: give its folder with --run")
-        model = load_model(folder, density=origin.get("density", "prior"), device="cpu")
+        if self.run_folder is None and (named := code_options(RunFolder.existing(folder).read_recipe())):
+            options = shlex.join(["--run", str(folder), *named])
+            raise ValueError(f"{self.file} names a run that names code, and no file is followed to code: if you trust it, add {options}")
+        model = load_model(folder, density=origin.get("density", "prior"), device="cpu", code=self.code)
         start = time.perf_counter()
         images = decompress(model, data, name=str(self.file), progress=sys.stderr.isatty())
         seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +13,7 @@ from expost.cli.codec import Compress, Decompress
 from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
+from expost.cli.options import OpensRun
 from expost.cli.reproduce import Reproduce
 from expost.cli.sweep import Sweep
 from expost.cli.wrap import Wrap
@@ -157,16 +159,17 @@ class Train:
         echo(f"wrote {folder}")
 
 
-def load(folder: Path, data: str | None, device: str | None) -> Run:
+def load(folder: Path, data: str | None, device: str | None, code: Sequence[str]) -> Run:
+    """The run of a folder: the one way in which commands open it; ``code``: names that the user allows to be run."""
     from expost.recipes.runs import choose_device, load_run
 
     if device is not None:
         choose_device(device)
-    return load_run(folder, data_name=data, device=device)
+    return load_run(folder, data_name=data, device=device, code=code)
 
 
 @dataclass
-class Density:
+class Density(OpensRun):
     """Fit densities to the codes of a trained run, and say how well they fit held-out codes."""
 
     folder: Positional[Path]
@@ -185,7 +188,7 @@ class Density:
 
         from expost.results import Table
 
-        run = load(self.folder, self.data, self.device)
+        run = load(self.folder, self.data, self.device, self.code)
         codes = {"mean": (run.codes[:10_000], run.model.latents(run.dataset.val.x, at="mean"))}
         table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
         for spec in self.specs:
@@ -210,7 +213,7 @@ class Density:
 
 
 @dataclass
-class Sample:
+class Sample(OpensRun):
     """Sample images from a trained run."""
 
     folder: Positional[Path]
@@ -238,7 +241,7 @@ class Sample:
 
         if self.out is None and self.grid is None:
             raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
-        run = load(self.folder, self.data, self.device)
+        run = load(self.folder, self.data, self.device, self.code)
         spec = self.density or run.experiment.densities[-1]
         images = run.model.with_prior(run.density(spec)).generate(self.n, seed=self.seed).clamp(0, 1).cpu()
         if self.out is not None:

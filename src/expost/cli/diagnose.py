@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from expost.cli.options import OpensRun
+
 __all__ = ["Diagnose"]
 
 #: Finding -> the picture that shows it, where there is one.
@@ -24,7 +26,7 @@ PICTURES = {
 
 
 @dataclass
-class Diagnose:
+class Diagnose(OpensRun):
     """Say what a trained run learned: does it memorise, which units live, does q(z) match what is sampled, and what to do about it."""
 
     folder: Positional[Path]
@@ -56,7 +58,7 @@ class Diagnose:
         from expost.report.figures import chart_sections, strip_sections
 
         start = time.monotonic()
-        run = load(self.folder, self.data, self.device)
+        run = load(self.folder, self.data, self.device, self.code)
         density = self.density or (run.experiment.densities[0] if run.experiment.densities else "gmm:10")
         report = diagnose_run(run, density, n=self.n, seed=self.seed, classes=self.classes)
         out = self.out or self.folder / "diagnosis"
@@ -90,7 +92,9 @@ class Diagnose:
         sections.append(
             Section(
                 "Do it again",
-                code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}" + " --classes" * self.classes,
+                code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}"
+                + " --classes" * self.classes
+                + "".join(f" --code {name}" for name in self.code),
             )
         )
         write_page(out / "report.html", f"Diagnosis of {self.folder}", sections)

@@ -15,6 +15,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from expost.cli.options import OpensRun
+
 __all__ = ["Compare", "Evaluate"]
 
 
@@ -51,7 +53,7 @@ class Shared(ABC):
 
 
 @dataclass
-class Evaluate(Shared):
+class Evaluate(OpensRun, Shared):
     """Score a trained run: reconstructions, samples of every density and interpolations against the test set, with controls."""
 
     folder: Positional[Path]
@@ -83,7 +85,7 @@ class Evaluate(Shared):
         from expost.report import save_panels
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
-        run = load(self.folder, self.data, own_device(self.device))
+        run = load(self.folder, self.data, own_device(self.device), self.code)
         extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
         scores = run.score(

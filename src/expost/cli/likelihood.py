@@ -8,11 +8,13 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from expost.cli.options import OpensRun
+
 __all__ = ["Likelihood"]
 
 
 @dataclass
-class Likelihood:
+class Likelihood(OpensRun):
     """Log-likelihood of test images in nats and bits/dim, with the effective sample size that says whether to believe it."""
 
     folder: Positional[Path]
@@ -47,19 +49,18 @@ class Likelihood:
     """cpu, cuda, mps"""
 
     def run(self) -> None:
+        from expost.cli.commands import load
         from expost.distributions import Marginal
         from expost.evaluate.annealed import annealed_bound
         from expost.evaluate.likelihood import importance_bound
         from expost.evaluate.surgery import elbo_surgery
         from expost.objectives.noise import binarised, dequantised
-        from expost.recipes.runs import as_prior, choose_device, load_run
+        from expost.recipes.runs import as_prior
 
         for name in ("samples", "n", "annealed_n", "chains", "temperatures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.device is not None:
-            choose_device(self.device)
-        run = load_run(self.folder, data_name=self.data, device=self.device)
+        run = load(self.folder, self.data, self.device, self.code)
         x = run.dataset.test.x[: self.n]
         if self.dequantise and self.binarise:
             raise ValueError("images are either binary or dequantised: give --binarise or --dequantise, not both")

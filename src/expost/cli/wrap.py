@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +40,9 @@ class Wrap:
     weights: Path | None = None
     """.safetensors to load into the networks of package.module:function"""
     encoder: str | None = None
-    """package.module:Class of a Pythae model's own encoder"""
+    """package.module:function of a Pythae model's own encoder: a function or class without arguments"""
     decoder: str | None = None
-    """package.module:Class of a Pythae model's own decoder"""
+    """package.module:function of a Pythae model's own decoder: a function or class without arguments"""
     networks: Literal["auto", "mlp", "mnist-conv"] = "auto"
     """networks of a Pythae model that does not use the default ones: mnist-conv, those of its MNIST benchmark"""
     pad_to: int | None = None
@@ -58,7 +59,7 @@ class Wrap:
         from expost.adapt import check, kind_of, open_source, shape_of
         from expost.checkpoint import RunFolder
         from expost.recipes.runs import choose_device
-        from expost.recipes.wrapped import save_wrapped
+        from expost.recipes.wrapped import code_options, save_wrapped
 
         device = choose_device(self.device)
         kind = kind_of(self.source) if self.kind == "auto" else self.kind
@@ -77,17 +78,18 @@ class Wrap:
             raise ValueError(as_options(str(error))) from error
         model = model.to(device)
         found = check(model, dataset.test.x[:2000], mean_image=_mean_image(dataset.train.x))
-        save_wrapped(folder, model, origin, dataset, source=self.data, seed=self.seed, name=self.source)
+        saved = save_wrapped(folder, model, origin, dataset, source=self.data, seed=self.seed, name=self.source)
         print(as_options(str(found.table(f"{self.source} ({kind}) on {found.n} test images of {dataset.name}"))), flush=True)
         densities = "gmm:10" if found.interface.latent <= 256 else "gmm:10:diagonal"
-        print(f"wrote {folder}; next:")
+        code = code_options(saved.read_recipe())
+        print(f"wrote {folder}; next{' (the folder names your code, which runs only where you name it, too)' if code else ''}:")
         for command in (
-            "diagnose {}",
-            "density {} " + densities,
-            "sample {} --density " + densities + " --grid samples.png",
-            "evaluate {}",
+            ["diagnose", str(folder)],
+            ["density", str(folder), densities],
+            ["sample", str(folder), "--density", densities, "--grid", "samples.png"],
+            ["evaluate", str(folder)],
         ):
-            print(f"  expost {command.format(folder)}", flush=True)
+            print(f"  {shlex.join(['expost', *command, *code])}", flush=True)
 
     def _options(self) -> dict[str, Any]:
         """The options that were given, as keywords of :func:`expost.adapt.open_source`."""

@@ -24,6 +24,7 @@ from expost.objectives import ELBO
 from expost.recipes.class_report import class_report
 from expost.recipes.runs import Run, fitted_at
 from expost.recipes.strips import SHOWN, Strips
+from expost.recipes.wrapped import code_options
 from expost.results import Curve, Series, Table
 from expost.seeds import seeded
 from expost.tensors import unit
@@ -115,15 +116,14 @@ def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior
     """The command lines of a finding's remedy for this run; none where there is no honest one."""
     if run.folder is None:
         return ()
-    folder, remedy = run.folder.path, finding.remedy
+    folder, remedy, saved = run.folder.path, finding.remedy, run.folder.read_recipe()
     if remedy.density is not None and remedy.density != density:
-        other = remedy.density
+        other, code = remedy.density, code_options(saved)
         return (
-            _line("expost", "density", folder, other),
-            _line("expost", "sample", folder, "--density", other, "--grid", folder / "samples.png"),
-            _line("expost", "diagnose", folder, "--density", other, *(["--classes"] if finding.name.startswith("holes") else [])),
+            _line("expost", "density", folder, other, *code),
+            _line("expost", "sample", folder, "--density", other, "--grid", folder / "samples.png", *code),
+            _line("expost", "diagnose", folder, "--density", other, *(["--classes"] if finding.name.startswith("holes") else []), *code),
         )
-    saved = run.folder.read_recipe()
     if saved["recipe"].startswith("wrapped/"):
         return ()
     recipe, settings, objective = saved["recipe"], dict(saved["settings"]), run.experiment.objective

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +30,7 @@ from expost.history import History
 from expost.identity import stable_repr
 from expost.mean_stage import MeanStage
 from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
-from expost.recipes.wrapped import rebuild_wrapped
+from expost.recipes.wrapped import code_options, rebuild_wrapped
 from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
 from expost.train import Watch, fit
@@ -249,11 +251,19 @@ def _same_run(folder: RunFolder, description: dict[str, Any], resume: bool) -> N
         )
 
 
-def load_run(path: str | Path, *, data_name: str | None = None, device: str | None = None, dataset: data.Dataset | None = None) -> Run:
+def load_run(
+    path: str | Path,
+    *,
+    data_name: str | None = None,
+    device: str | None = None,
+    dataset: data.Dataset | None = None,
+    code: str | Sequence[str] = (),
+) -> Run:
     """A finished run from its folder.
 
     Args:
         data_name: where the data is now, if it has moved.
+        code: the ``package.module:function`` of a wrapped model, allowed to be run if it is what the folder names; nothing else is.
     """
     folder = RunFolder.existing(path)
     saved = folder.read_recipe()
@@ -265,7 +275,7 @@ def load_run(path: str | Path, *, data_name: str | None = None, device: str | No
             dataset = data.load(source, pad_to=shape[-1])
     if dataset.hash != saved["data"]["hash"]:
         raise ValueError(f"the data {dataset.name} is not what {path} was trained on (another content hash): pass the original with --data")
-    experiment, model = _rebuild(folder, saved, Task(dataset.name, shape, len(dataset.train.x)), device)
+    experiment, model = _rebuild(folder, saved, Task(dataset.name, shape, len(dataset.train.x)), device, code)
     return Run(experiment, dataset, model, saved["seed"], folder)
 
 
@@ -279,34 +289,38 @@ def as_prior(spec: str) -> str:
     return spec if spec in ("prior", "stage") or "@" in spec else f"{spec}@sample"
 
 
-def load_model(path: str | Path, *, density: str = "prior", device: str | None = None) -> Autoencoder:
+def load_model(path: str | Path, *, density: str = "prior", device: str | None = None, code: str | Sequence[str] = ()) -> Autoencoder:
     """The trained model of a run folder, without its data: for compression elsewhere.
 
     Args:
         density: what stands as the prior: the training prior, or a density that was fitted and lies in the folder.
+        code: as for :func:`load_run`.
     """
     folder = RunFolder.existing(path)
     saved = folder.read_recipe()
     known = saved["data"]
     if "train" not in known:  # written before the number of examples was kept
         known["train"] = len(data.load(known["source"]).train.x)
-    experiment, model = _rebuild(folder, saved, Task(known["name"], tuple(known["shape"]), known["train"]), device)
+    experiment, model = _rebuild(folder, saved, Task(known["name"], tuple(known["shape"]), known["train"]), device, code)
     if density == "prior":
         return model
     fitted = _fresh_density(density, experiment, saved["seed"])
     file = folder.density_file(density)
+    again = shlex.join(["expost", "density", str(path), density, *code_options(saved)])
     if not file.is_file():
-        raise ValueError(f'"{density}" has not been fitted to {path}: run `expost density {path} {density}`')
+        raise ValueError(f'"{density}" has not been fitted to {path}: run `{again}`')
     tensors, meta = load_tensors(file, "a fitted density")
     if meta.get("model") != _weights_name(model):
-        raise ValueError(f"{file} was fitted to other weights: run `expost density {path} {density}` again")
+        raise ValueError(f"{file} was fitted to other weights: run `{again}` again")
     fitted.load_state_dict(tensors)
     return model.with_prior(fitted.to(model.device).eval())
 
 
-def _rebuild(folder: RunFolder, saved: dict[str, Any], task: Task, device: str | None) -> tuple[Experiment, Autoencoder]:
+def _rebuild(
+    folder: RunFolder, saved: dict[str, Any], task: Task, device: str | None, code: str | Sequence[str] = ()
+) -> tuple[Experiment, Autoencoder]:
     if saved["recipe"].startswith(WRAPPED):
-        experiment, model = rebuild_wrapped(saved, task)
+        experiment, model = rebuild_wrapped(saved, task, str(folder.recipe_file), code)
     else:
         experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
         model, _ = experiment.build(saved["seed"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from expost.objectives import ELBO, RAE
 from expost.recipes.base import WRAPPED, Experiment, Task
 from expost.training import Training
 
-__all__ = ["rebuild_wrapped", "save_wrapped"]
+__all__ = ["code_options", "rebuild_wrapped", "save_wrapped"]
 
 LARGE = 256
 """Latent dimensions above which the default mixture has diagonal covariances."""
@@ -62,9 +63,22 @@ def save_wrapped(
     return folder
 
 
-def rebuild_wrapped(saved: dict[str, Any], task: Task) -> tuple[Experiment, Autoencoder]:
-    """The experiment that stands for a wrapped model, and the model, still without its saved weights."""
-    model = Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"]).build()
+def code_options(saved: dict[str, Any]) -> tuple[str, ...]:
+    """What every command line that opens a run must add for the code that it names; nothing for most runs."""
+    if not saved["recipe"].startswith(WRAPPED):
+        return ()
+    references = Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"]).references
+    return tuple(part for reference in dict.fromkeys(references.values()) for part in ("--code", reference))
+
+
+def rebuild_wrapped(saved: dict[str, Any], task: Task, where: str, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
+    """The experiment that stands for a wrapped model, and the model, still without its saved weights.
+
+    Args:
+        where: the file that ``saved`` comes from, for sentences.
+        code: names that the user allows to be run, see :func:`expost.adapt.references.allowed`.
+    """
+    model = Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"]).build(where, code)
     interface = interface_of(model)
     mixture = "gmm:10" if interface.latent <= LARGE else "gmm:10:diagonal"
     experiment = Experiment(
