@@ -290,3 +290,17 @@ def test_reproduce_compression(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "expost reproduce yu2020/compression" in (tmp_path / "out" / "report.html").read_text()
     assert main(["reproduce", "yu2020/tabel1"]) == 2
     assert 'did you mean "yu2020/table1"?' in capsys.readouterr().err
+
+
+def test_options_are_held_to_their_ranges_before_anything_is_done(tmp_path, capsys):
+    """Every number that counts something or is a size must be positive: found by walking the commands."""
+    from expost.cli.commands import COMMANDS
+    from expost.schema import check_value, declared
+
+    for command in COMMANDS.values():
+        for name, annotation in declared(command).items():
+            if any(kind in str(annotation) for kind in ("int", "float")) and name not in ("seed", "seeds", "slurm_gpus", "print"):
+                with pytest.raises(ValueError, match=f"^{name} must be"):
+                    check_value(-1, annotation, name)
+    assert main(["sample", str(tmp_path), "--n", "0", "--grid", "x.png"]) == 2
+    assert "--n must be a whole number of at least 1, not 0" in capsys.readouterr().err

@@ -284,7 +284,7 @@ def test_the_command(tmp_path, capsys) -> None:
     assert results["likelihood"]["nll"]["n"] == 30
     assert results["annealed"]["certificate"]["gap"]["n"] == 2
     assert results["surgery"]["n"] == 30
-    with pytest.raises(ValueError, match="--samples must be at least 1"):
-        Likelihood(folder, samples=0).run()
+    assert main(["likelihood", str(folder), "--samples", "0"]) == 2
+    assert "--samples must be a whole number of at least 1, not 0" in capsys.readouterr().err
     Likelihood(folder, samples=5, n=10, density="gmm:2", device="cpu").run()
     assert "likelihood gmm:2@sample" in RunFolder.existing(folder).results()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from expost import data
+from expost.cli import main
 from expost.objectives import ELBO, RAE, DecoderL2
 from expost.recipes import BUDGETS, RECIPES, Task, find
 from expost.recipes.citations import CITATIONS
 from expost.recipes.networks import NETWORKS
 from expost.recipes.overrides import apply, parse
 from expost.recipes.runs import load_run, plan, prepare_prior, train_run
+from expost.schedules import Cosine
 from expost.train import fit
 from expost.training import Training
 
@@ -89,8 +92,9 @@ def test_overrides() -> None:
     assert changed.build(0)[0].latents(torch.zeros(2, 1, 8, 8), at="mean").shape == (2, 3)
     with pytest.raises(ValueError, match=r'did you mean "beta"'):
         experiment.override({"objective.betta": 1})
-    with pytest.raises(ValueError, match="is a number"):
-        experiment.override({"objective.beta": "large"})
+    assert experiment.override({"training.schedule": "cosine"}).training.schedule == Cosine()
+    assert experiment.override({"training.epochs": 2}).training.steps is None
+    assert experiment.override({"densities": "gmm:3, flow"}).densities == ("gmm:3", "flow")
     with pytest.raises(ValueError, match="--set name=value"):
         parse("beta")
     with pytest.raises(ValueError, match="not a setting"):
@@ -98,6 +102,62 @@ def test_overrides() -> None:
     with pytest.raises(ValueError, match="no network"):
         experiment.override({"network": "huge"}).build(0)
     assert apply(Training(steps=1), {"lr": 1}).lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("objective.beta=large", 'the setting "objective.beta" must be a number of at least 0, not "large"'),
+        ("objective.beta=-1", "a number of at least 0"),
+        ("objective.beta=1e999", "a number of at least 0"),
+        ("objective.penalty.weight=-1", "a number of at least 0"),
+        ("objective.penalty=l2", "set its parts (objective.penalty.weight, objective.penalty.layers)"),
+        ("objective=ELBO", "set its parts (objective.beta, objective.penalty)"),
+        ("training.optimiser=sgd", "adam, adamw or amsgrad"),
+        ("training.clip=-1", "a number above 0 or none"),
+        ("training.precision=float16", "auto, float32 or bfloat16"),
+        ("training.schedule=linear", "choose constant, milestones, cosine, plateau"),
+        ("training.steps=true", "a whole number"),
+        ("training.batch_size=1e3", "a whole number"),
+        ("training.betas=(1,2,3)", "2 values"),
+        ("stage.lr=0", 'the setting "stage.lr" must be a number above 0'),
+        ("stage_width=0", "at least 1"),
+        ("latent=2.5", "a whole number of at least 1"),
+        ("latent=1000000000", "at most 1000000"),
+        ("latent=none", "a whole number"),
+        ("network=3", "text"),
+        ("densities=gmm:3x", "gmm:10 or gmm:10:diagonal"),
+        ("densities=gm:3", 'did you mean "gmm"'),
+        ("densities=3", "a list, each text"),
+        ("training.steps=none", "epochs=... or as steps=..."),
+    ],
+)
+def test_a_setting_that_is_not_what_it_may_be_is_one_sentence_before_a_folder_exists(setting, says, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    line = ["train", "ghosh2020/rae-l2", "--data", "digits", "--budget", "smoke", "--set", setting, "--out", str(tmp_path / "run")]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_of_every_recipe_is_declared() -> None:
+    """Each field of each part is held against its annotation: a text that is none of its choices is refused everywhere."""
+
+    def walk(value: object, path: str) -> Iterator[str]:
+        if dataclasses.is_dataclass(value):
+            for f in dataclasses.fields(value):
+                inner = getattr(value, f.name)
+                yield from walk(inner, f"{path}.{f.name}") if dataclasses.is_dataclass(inner) else (f"{path}.{f.name}",)
+
+    for name in RECIPES:
+        experiment = find(name).prepare(Task("mnist", (1, 28, 28), 1000), "smoke")
+        for path in walk(experiment, ""):
+            setting = path.removeprefix(".")
+            if setting.partition(".")[0] in ("recipe", "task", "network"):
+                continue
+            with pytest.raises(ValueError, match=r"must be|unknown density"):
+                experiment.override({setting: "nonsense"})
 
 
 def test_the_identity_names_the_content() -> None:

@@ -625,9 +625,12 @@ def test_refusals():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"), ({"batch_size": 0}, "batch_size"), ({"log_every": 0}, "log_every"),
-        ({"lr": 0.0}, "lr must be positive"), ({"lr": float("nan")}, "lr must be positive"), ({"ema": 1.0}, "ema must lie between"),
-        ({"patience": 0}, "patience"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"), ({"batch_size": 0}, "batch_size"), ({"log_every": 0}, "log_every"),
+        ({"lr": 0.0}, "lr must be a number above 0"), ({"lr": float("nan")}, "lr must be"), ({"ema": 1.0}, "ema must be a number above 0 and below 1"),
+        ({"patience": 0}, "patience"), ({"optimiser": "sgd"}, "adam, adamw or amsgrad"), ({"optimiser": "AdamW"}, "adam, adamw or amsgrad"),
+        ({"clip": -1}, "clip must be a number above 0"), ({"clip": 0}, "clip"), ({"precision": "float16"}, "auto, float32 or bfloat16"),
+        ({"schedule": "cosine"}, "schedule"), ({"weight_decay": -1}, "weight_decay"), ({"betas": (0.9, 1.0)}, "betas"), ({"betas": 0.9}, "betas"),
+        ({"epochs": 2.5}, "epochs"), ({"best": 1}, "best must be true or false"), ({"minutes": 0}, "minutes"), ({"checkpoint_every": -1}, "checkpoint"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(setting, message):

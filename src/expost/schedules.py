@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from expost.schema import Checked, Meta
 
 __all__ = ["Constant", "Cosine", "Halving", "Milestones", "Plateau", "Schedule"]
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """Factor 1 throughout."""
 
     def factor(self, progress: float, epoch: int) -> float:
@@ -20,32 +23,32 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Halving:
+class Halving(Checked):
     """Half the rate every so many epochs (001: 150 on MNIST)."""
 
-    every: int
+    every: Annotated[int, Meta(ge=1)]
 
     def factor(self, progress: float, epoch: int) -> float:
         return 0.5 ** (epoch // self.every)
 
 
 @dataclass(frozen=True)
-class Milestones:
+class Milestones(Checked):
     """Multiply by ``factor_each`` at each fraction of the training (004: halved at 60, 70, 80 and 90 %)."""
 
-    at: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)
-    factor_each: float = 0.5
+    at: tuple[Annotated[float, Meta(ge=0, le=1)], ...] = (0.6, 0.7, 0.8, 0.9)
+    factor_each: Annotated[float, Meta(gt=0)] = 0.5
 
     def factor(self, progress: float, epoch: int) -> float:
         return float(self.factor_each ** sum(progress >= fraction for fraction in self.at))
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Checked):
     """Linear warm-up over the first ``warmup`` of training, then half a cosine down to ``final``."""
 
-    warmup: float = 0.05
-    final: float = 0.0
+    warmup: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    final: Annotated[float, Meta(ge=0)] = 0.0
 
     def factor(self, progress: float, epoch: int) -> float:
         if progress < self.warmup:
@@ -55,15 +58,15 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Plateau:
+class Plateau(Checked):
     """Multiply by ``factor_each`` when the validation loss has not improved for ``patience`` validations (002: 0.5 and 5).
 
     The loop keeps the count and the current factor; :meth:`after_validation` is the rule.
     """
 
-    patience: int = 5
-    factor_each: float = 0.5
-    floor: float = 0.0
+    patience: Annotated[int, Meta(ge=1)] = 5
+    factor_each: Annotated[float, Meta(gt=0)] = 0.5
+    floor: Annotated[float, Meta(ge=0)] = 0.0
 
     def factor(self, progress: float, epoch: int) -> float:
         return 1.0

@@ -9,7 +9,6 @@ imports in milliseconds, needs no other package, and stops at the first differen
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Checked", "Meta", "check_value", "convert", "parse", "printable"]
+__all__ = ["Checked", "Meta", "check_value", "convert", "declared", "parse", "printable"]
 
 T = TypeVar("T")
 
@@ -33,18 +32,27 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, annotation in declared(type(self)).items():  # type: ignore[arg-type] # mypy: hash of a dataclass's type
-            value = getattr(self, name)
-            checked = check_value(value, annotation, name)
-            if checked is not value:
-                object.__setattr__(self, name, checked)
+        check_fields(self)
 
 
-@functools.cache
-def declared(cls: type) -> dict[str, Any]:
+def check_fields(made: Any, called: Callable[[str], str] = str) -> None:
+    """Hold every field of a dataclass's instance against its annotation; ``called`` gives the name by which its user knows a field."""
+    for name, annotation in declared(type(made)).items():
+        value = getattr(made, name)
+        checked = check_value(value, annotation, called(name))
+        if checked is not value:
+            object.__setattr__(made, name, checked)
+
+
+def declared(cls: Any) -> dict[str, Any]:
     """The annotations of a dataclass's fields, resolved, ranges included."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    if cls not in _DECLARED:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _DECLARED[cls] = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return _DECLARED[cls]
+
+
+_DECLARED: dict[Any, dict[str, Any]] = {}
 
 
 def check_value(value: Any, annotation: Any, name: str) -> Any:
@@ -114,8 +122,8 @@ def describe(annotation: Any) -> str:
 
 
 def _limits(meta: Meta) -> str:
-    low = f"of at least {meta.ge:g}" if meta.ge is not None else f"above {meta.gt:g}" if meta.gt is not None else ""
-    high = f"at most {meta.le:g}" if meta.le is not None else f"below {meta.lt:g}" if meta.lt is not None else ""
+    low = f"of at least {meta.ge}" if meta.ge is not None else f"above {meta.gt}" if meta.gt is not None else ""
+    high = f"at most {meta.le}" if meta.le is not None else f"below {meta.lt}" if meta.lt is not None else ""
     return " and ".join(filter(None, (low, high)))
 
 

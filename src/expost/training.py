@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
 from expost.identity import stable_repr
 from expost.schedules import Constant, Schedule
+from expost.schema import Checked, Meta
 
 __all__ = ["Training", "automatic_precision"]
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """How to train; what to train is the model's and the objective's business.
 
     Args:
@@ -37,35 +38,25 @@ class Training:
         minutes: stop after this much training time, or None.
     """
 
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 100
-    lr: float = 1e-3
+    epochs: Annotated[int, Meta(ge=1)] | None = None
+    steps: Annotated[int, Meta(ge=1)] | None = None
+    batch_size: Annotated[int, Meta(ge=1)] = 100
+    lr: Annotated[float, Meta(gt=0)] = 1e-3
     schedule: Schedule = Constant()  # noqa: RUF009 - frozen
-    head_lr: float | None = None
+    head_lr: Annotated[float, Meta(gt=0)] | None = None
     optimiser: Literal["adam", "adamw", "amsgrad"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float | None = None
-    ema: float | None = None
+    betas: tuple[Annotated[float, Meta(ge=0, lt=1)], Annotated[float, Meta(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    clip: Annotated[float, Meta(gt=0)] | None = None
+    ema: Annotated[float, Meta(gt=0, lt=1)] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     best: bool = False
-    patience: int | None = None
-    validate_every: int = 1
-    log_every: int = 100
-    checkpoint_every: float = 30.0
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "validate_every", "log_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, not {self.lr}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must lie between 0 and 1, not {self.ema}")
+    patience: Annotated[int, Meta(ge=1)] | None = None
+    validate_every: Annotated[int, Meta(ge=1)] = 1
+    log_every: Annotated[int, Meta(ge=1)] = 100
+    checkpoint_every: Annotated[float, Meta(ge=0)] = 30.0
+    minutes: Annotated[float, Meta(gt=0)] | None = None
 
     def length(self, per_epoch: int) -> int:
         """Number of steps in all."""

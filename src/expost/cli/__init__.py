@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from expost.cli.commands import COMMANDS, Failure
+    from expost.schema import check_fields
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sort_subcommands=False,
     )
     try:
+        check_fields(command, lambda name: f"--{name.replace('_', '-')}")
         command.run()
     except Failure as failure:
         print(f"expost: {failure}", file=sys.stderr)

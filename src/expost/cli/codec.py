@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import OpensRun
+from expost.cli.options import Count, OpensRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +33,13 @@ class Compress(OpensRun):
     """file to write; default: the images' or the split's name with .xpz"""
     split: Literal["train", "val", "test"] | None = None
     """of the run's data, where no images are given; default: test"""
-    n: int | None = None
+    n: Count | None = None
     """only the first so many images"""
     binarise: bool = False
     """draw binary images from the grey levels first (as yu2020/bits-back-binary is trained)"""
     density: str = "prior"
     """prior of the codes: the training prior, or a fitted density that can be made discrete: gaussian, gmm:10 (fitted to samples), stage"""
-    batch: int = 64
+    batch: Count = 64
     """images coded together"""
     force: bool = False
     """replace the output if it exists"""
@@ -62,8 +62,6 @@ class Compress(OpensRun):
 
         out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")
         refuse_existing(out, self.force)
-        if self.batch < 1:
-            raise ValueError(f"--batch must be at least 1, not {self.batch}")
         density = as_prior(self.density)
         model = load_model(self.folder, density=density, device="cpu", code=self.code)
         x = self._images()
@@ -115,8 +113,6 @@ class Compress(OpensRun):
 
             x = getattr(load(self.folder, self.data, "cpu", self.code).dataset, self.split or "test").x
         if self.n is not None:
-            if self.n < 1:
-                raise ValueError(f"--n must be at least 1, not {self.n}")
             x = x[: self.n]
         if self.binarise:
             from expost.objectives.noise import binarised

@@ -13,7 +13,7 @@ from expost.cli.codec import Compress, Decompress
 from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
-from expost.cli.options import OpensRun
+from expost.cli.options import Count, OpensRun, Positive
 from expost.cli.reproduce import Reproduce
 from expost.cli.sweep import Sweep
 from expost.cli.wrap import Wrap
@@ -99,7 +99,7 @@ class Train:
     """seed of weights, data order and noise"""
     out: Path | None = None
     """run folder; default: runs/RECIPE-DATA-BUDGET-SEED"""
-    minutes: float | None = None
+    minutes: Positive | None = None
     """stop after so many minutes of training"""
     device: str | None = None
     """cpu, cuda, mps; default: a GPU if there is one"""
@@ -117,8 +117,6 @@ class Train:
 
         settings: dict[str, Any] = dict(parse(a) for a in self.set)
         if self.minutes is not None:
-            if not self.minutes > 0:
-                raise ValueError(f"--minutes must be positive, not {self.minutes}")
             settings["training.minutes"] = self.minutes
         if self.device is not None:
             choose_device(self.device)
@@ -220,7 +218,7 @@ class Sample(OpensRun):
     """run folder"""
     density: str | None = None
     """density of the codes; default: the recipe's last one"""
-    n: int = 64
+    n: Count = 64
     """how many"""
     out: Path | None = None
     """samples.npz: array `images`, float32 in [0, 1], (n, C, H, W)"""

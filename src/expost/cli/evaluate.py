@@ -15,7 +15,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import OpensRun
+from expost.cli.options import Count, OpensRun
 
 __all__ = ["Compare", "Evaluate"]
 
@@ -64,7 +64,7 @@ class Evaluate(OpensRun, Shared):
     """groups of metrics: fd, kid, prd, neighbours (precision, recall, density, coverage), memorisation, fld"""
     interpolation: tuple[str, ...] = ("spherical",)
     """midpoints: spherical, linear, norm-corrected"""
-    n: int = 10_000
+    n: Count = 10_000
     """images on each side, at most as many as the smaller of validation and test set"""
     extractor: str = "classifier"
     """classifier (trained once on the data), pixels, pca:64, random, or inception:WEIGHTS.safetensors"""
@@ -120,15 +120,15 @@ class Compare(Shared):
     """random (an untrained network), pixels, pca:64, classifier:DATA (trained once on a labelled data set), or inception:WEIGHTS.safetensors, with @SHA256 to have it checked"""
     metrics: tuple[str, ...] = ("fd", "kid", "prd", "neighbours", "memorisation")
     """groups of metrics: fd, kid, prd, neighbours, memorisation, fld; fd alone streams moments in memory independent of the number of images"""
-    size: int | None = None
+    size: Count | None = None
     """resize pictures of folders to this side"""
-    channels: int | None = None
+    channels: Count | None = None
     """1 or 3: channels of pictures in folders, where the first one is not typical"""
     key: str | None = None
     """array of images in .npz files; default: images, x, data, or the only one"""
-    n: int | None = None
+    n: Count | None = None
     """images of GENERATED and of REAL at most, drawn by the seed; training images are used in full"""
-    memory: int = 256
+    memory: Count = 256
     """megabytes that distances between images may take"""
     controls: bool = True
     """also measure controls: training images, the same moved by a pixel, shuffled pixels"""
@@ -146,8 +146,6 @@ class Compare(Shared):
         from expost.recipes.runs import choose_device
         from expost.results import Table
 
-        if self.memory < 1:
-            raise ValueError(f"--memory must be at least 1 megabyte, not {self.memory}")
         found = compare(
             self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, channels=self.channels, key=self.key, n=self.n,
             memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(own_device(self.device)) if self.device else None,

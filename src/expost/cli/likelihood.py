@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from expost.cli.options import OpensRun
+from expost.cli.options import Count, OpensRun
 
 __all__ = ["Likelihood"]
 
@@ -19,19 +19,19 @@ class Likelihood(OpensRun):
 
     folder: Positional[Path]
     """run folder"""
-    samples: int = 1000
+    samples: Count = 1000
     """importance samples per image"""
-    n: int = 1000
+    n: Count = 1000
     """test images, at most all"""
     density: str | None = None
     """prior of the codes, fitted to samples of the posteriors; default: the training prior, or the recipe's last density where there is none"""
     annealed: bool = False
     """also annealed importance sampling on the first images, with upper and lower bounds on simulated ones"""
-    annealed_n: int = 20
+    annealed_n: Count = 20
     """images of --annealed, test and simulated"""
-    chains: int = 16
+    chains: Count = 16
     """chains per image of --annealed"""
-    temperatures: int = 500
+    temperatures: Count = 500
     """temperatures of --annealed"""
     path: Literal["prior", "encoder"] = "encoder"
     """where the path of --annealed starts: q(z | x), which is nearer where the encoder is good, or p(z)"""
@@ -57,9 +57,6 @@ class Likelihood(OpensRun):
         from expost.objectives.noise import binarised, dequantised
         from expost.recipes.runs import as_prior
 
-        for name in ("samples", "n", "annealed_n", "chains", "temperatures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         run = load(self.folder, self.data, self.device, self.code)
         x = run.dataset.test.x[: self.n]
         if self.dequantise and self.binarise:

@@ -1,4 +1,4 @@
-"""Options that several commands share: dataclasses to inherit from, whose fields the command line shows among a command's own."""
+"""Options that several commands share: ranges; dataclasses to inherit from, whose fields the command line shows among a command's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-__all__ = ["OpensRun"]
+from expost.schema import Meta
+
+__all__ = ["Count", "OpensRun", "Positive"]
+
+#: Ranges of options, which :func:`expost.schema.check_fields` checks before a command runs.
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(kw_only=True)

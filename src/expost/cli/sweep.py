@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from expost.cli.options import Count, Positive
+from expost.schema import Meta
+
 if TYPE_CHECKING:
     from expost.recipes.executors import Executor
     from expost.recipes.jobs import Job
@@ -36,9 +39,9 @@ class Sweep:
     """of weights, data order and noise; every combination is trained with each"""
     runs: Path = Path("runs/lab")
     """folder of the runs, the same as that of `expost reproduce` and `expost claims`"""
-    jobs: int | None = None
+    jobs: Count | None = None
     """runs at a time; default: one per --threads cores, or one per GPU"""
-    threads: int = 1
+    threads: Count = 1
     """of each run"""
     device: str | None = None
     """cpu, cuda, mps; default: a GPU if there is one"""
@@ -50,13 +53,13 @@ class Sweep:
     """train runs whose loss was not finite again"""
     slurm: Annotated[str | None, arg(metavar="PARTITION")] = None
     """train on this partition of a Slurm cluster (needs expost[slurm])"""
-    slurm_time: int = 240
+    slurm_time: Count = 240
     """minutes of a run; one that needs more goes on with the next sweep"""
-    slurm_gpus: int = 0
+    slurm_gpus: Annotated[int, Meta(ge=0)] = 0
     """of each run"""
-    slurm_mem: float | None = None
+    slurm_mem: Positive | None = None
     """GB of each run"""
-    slurm_parallel: int = 64
+    slurm_parallel: Count = 64
     """jobs at a time"""
     slurm_option: Annotated[UseAppendAction[list[str]], arg(metavar="NAME=VALUE")] = field(default_factory=list)
     """further parameters of submitit's SlurmExecutor, e.g. --slurm-option account=abc; may be repeated"""

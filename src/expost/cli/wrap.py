@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from expost.cli.options import Count
+
 __all__ = ["Wrap"]
 
 
@@ -45,7 +47,7 @@ class Wrap:
     """package.module:function of a Pythae model's own decoder: a function or class without arguments"""
     networks: Literal["auto", "mlp", "mnist-conv"] = "auto"
     """networks of a Pythae model that does not use the default ones: mnist-conv, those of its MNIST benchmark"""
-    pad_to: int | None = None
+    pad_to: Count | None = None
     """pad the images with zeros to so many pixels a side"""
     out: Path | None = None
     """folder to write; default: runs/wrapped-NAME"""

@@ -7,6 +7,7 @@ model:   minimise -log p(x | z_q) - weight · log D(z_q)                        
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player, distortion
+from expost.schema import Meta
 
 __all__ = ["Adversarial"]
 
@@ -28,7 +30,7 @@ class Adversarial(Objective):
     """
 
     critic: nn.Module
-    weight: float = 10.0
+    weight: Annotated[float, Meta(ge=0)] = 10.0
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         z = model.encode(x).rsample()

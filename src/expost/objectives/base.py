@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 
 from expost.autoencoder import Autoencoder
 from expost.distributions import check_data
+from expost.schema import Checked
 
 __all__ = ["Loss", "Objective", "Player", "Sum", "distortion"]
 
@@ -43,8 +44,8 @@ class Player:
     loss: Callable[[Autoencoder, Tensor], Loss]
 
 
-class Objective(ABC):
-    """Abstract: define ``__call__``."""
+class Objective(Checked, ABC):
+    """Abstract: define ``__call__``. Fields of a dataclass are held against their annotations."""
 
     @abstractmethod
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:

@@ -6,12 +6,14 @@ r"""003: bring classes closer with the ω regulariser, and keep the encoder Lips
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player
+from expost.schema import Meta
 
 __all__ = ["ClassDistance", "Clipped"]
 
@@ -26,12 +28,8 @@ class ClassDistance(Objective):
             means mse(z₁, z₂) / mse(x₁, x₂), on sampled codes.
     """
 
-    weight: float = 30.0
-    ratio: str = "pairs"
-
-    def __post_init__(self) -> None:
-        if self.ratio not in ("pairs", "batch"):
-            raise ValueError(f'ratio must be "pairs" (the slides) or "batch" (the author\'s code), not "{self.ratio}"')
+    weight: Annotated[float, Meta(ge=0)] = 30.0
+    ratio: Literal["pairs", "batch"] = "pairs"
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         half = len(x) // 2
@@ -54,7 +52,7 @@ class Clipped(Objective):
     """Clip every parameter of the encoder to [-bound, bound] after each step (003: 0.3; also its normalisation scales, as the author does)."""
 
     objective: Objective
-    bound: float = 0.3
+    bound: Annotated[float, Meta(gt=0)] = 0.3
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         return self.objective(model, x)

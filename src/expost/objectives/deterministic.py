@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from expost.autoencoder import Autoencoder
 from expost.distributions import point
 from expost.divergences import mmd
 from expost.objectives.base import Loss, Objective, distortion, gradient
+from expost.schema import Checked, Meta
 from expost.tensors import sum_event
 
 __all__ = ["RAE", "WAE", "DecoderL2", "GradientPenalty", "Penalty"]
@@ -27,10 +28,10 @@ Penalty = Callable[[Autoencoder, Tensor, Distribution], Tensor]
 
 
 @dataclass(frozen=True)
-class DecoderL2:
+class DecoderL2(Checked):
     """weight · Σ w² over the kernels of the decoder's layers of the given types; no biases, no normalisation layers (RAE-L2)."""
 
-    weight: float
+    weight: Annotated[float, Meta(ge=0)]
     layers: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d, nn.Conv2d, nn.Linear)
 
     def __call__(self, model: Autoencoder, z: Tensor, p: Distribution) -> Tensor:
@@ -41,7 +42,7 @@ class DecoderL2:
 
 
 @dataclass(frozen=True)
-class GradientPenalty:
+class GradientPenalty(Checked):
     r"""Penalise the decoder's gradient with respect to the code (RAE-GP); the two readings differ.
 
     * ``form="energy"`` (the released code): mean_j (∂/∂z_j Σ_pixels D(z)²)², the gradient of ‖D(z)‖², (2 Jᵀ D(z))².
@@ -50,12 +51,8 @@ class GradientPenalty:
     Returned per example, (batch,).
     """
 
-    weight: float
-    form: str = "energy"
-
-    def __post_init__(self) -> None:
-        if self.form not in ("energy", "jacobian"):
-            raise ValueError(f'form must be "energy" (the released code) or "jacobian" (the paper), not "{self.form}"')
+    weight: Annotated[float, Meta(ge=0)]
+    form: Literal["energy", "jacobian"] = "energy"
 
     def __call__(self, model: Autoencoder, z: Tensor, p: Distribution) -> Tensor:
         if not z.requires_grad:
@@ -74,7 +71,7 @@ class RAE(Objective):
     Under an encoder with a scale (``Constant``) a sample is used, which turns this into the constant-variance VAE's loss up to a constant.
     """
 
-    beta: float = 0.0
+    beta: Annotated[float, Meta(ge=0)] = 0.0
     penalty: Penalty | None = None
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
@@ -103,9 +100,9 @@ class WAE(Objective):
         input_noise: std of Gaussian noise added to the input, clipped at one std (002's CelebA runs: 0.01; else 0).
     """
 
-    weight: float = 10.0
+    weight: Annotated[float, Meta(ge=0)] = 10.0
     kernel: Callable[[Tensor, Tensor], Tensor] = mmd
-    input_noise: float = 0.0
+    input_noise: Annotated[float, Meta(ge=0)] = 0.0
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         seen = x

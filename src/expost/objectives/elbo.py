@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from expost.autoencoder import Autoencoder
 from expost.distributions import Marginal, deterministic
 from expost.divergences import kl, kl_per_dimension
 from expost.objectives.base import Loss, Objective, distortion
+from expost.schema import Meta
 
 __all__ = ["ELBO", "IWAE"]
 
@@ -31,9 +33,9 @@ class ELBO(Objective):
         samples: z per example in the expectation (k of 002's Figure 3).
     """
 
-    beta: float = 1.0
-    free_bits: float = 0.0
-    samples: int = 1
+    beta: Annotated[float, Meta(ge=0)] = 1.0
+    free_bits: Annotated[float, Meta(ge=0)] = 0.0
+    samples: Annotated[int, Meta(ge=1)] = 1
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         q = model.encode(x)
@@ -59,7 +61,7 @@ class IWAE(Objective):
         samples: K; K = 1 is the single-sample ELBO.
     """
 
-    samples: int = 10
+    samples: Annotated[int, Meta(ge=1)] = 10
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         log_weights = Marginal(model, self.samples).log_weights(x, self.samples)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player
+from expost.schema import Meta
 
 __all__ = ["Annealed"]
 
@@ -22,15 +23,14 @@ class Annealed(Objective):
 
     objective: Objective
     field: str
-    steps: int
-    start: float = 0.0
+    steps: Annotated[int, Meta(ge=1)]
+    start: Annotated[float, Meta(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names: list[str] = [f.name for f in fields(self.objective)] if is_dataclass(self.objective) else []
         if self.field not in names:
             raise ValueError(f'{type(self.objective).__name__} has no weight "{self.field}": it has {", ".join(names)}')
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
 
     def __call__(self, model: Autoencoder, x: Tensor) -> Loss:
         return self.objective(model, x)

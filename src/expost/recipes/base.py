@@ -10,17 +10,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from expost.autoencoder import Autoencoder
+from expost.density.spec import parse as parse_density
 from expost.identity import stable_repr
 from expost.objectives.base import Objective
 from expost.recipes import overrides
 from expost.recipes.networks import Pair, find_network
 from expost.schedules import Cosine
+from expost.schema import Checked, Meta
 from expost.seeds import seeded
 from expost.stage import CPU as STAGE_CPU
 from expost.training import Training
@@ -34,7 +37,7 @@ WRAPPED = "wrapped/"
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Checked):
     """What a recipe must know about the data.
 
     Attributes:
@@ -44,8 +47,8 @@ class Task:
     """
 
     data: str
-    shape: tuple[int, ...]
-    n: int
+    shape: tuple[Annotated[int, Meta(ge=1)], ...]
+    n: Annotated[int, Meta(ge=1)]
 
     @property
     def dims(self) -> int:
@@ -65,7 +68,7 @@ def smoke_training(**other: Any) -> Training:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Checked):
     """One recipe made concrete for one task and budget; everything here can be overridden by name.
 
     Attributes:
@@ -79,12 +82,12 @@ class Experiment:
     recipe: str
     task: Task
     network: str
-    latent: int
+    latent: Annotated[int, Meta(ge=1, le=1_000_000)]
     objective: Objective
     training: Training
     densities: tuple[str, ...]
     stage: Training = STAGE_CPU
-    stage_width: int = 1024
+    stage_width: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024
 
     def build(self, seed: int) -> tuple[Autoencoder, Objective]:
         """The untrained model and its objective, with weights drawn from the seed."""
@@ -102,12 +105,29 @@ class Experiment:
     def pair(self) -> Pair:
         return find_network(self.network)
 
-    def override(self, settings: dict[str, Any]) -> Experiment:
-        """A copy with some settings replaced; a latent size or network that changes is followed by nothing else."""
+    def override(self, settings: Mapping[str, Any]) -> Experiment:
+        """A copy with some settings replaced; a latent size or network that changes is followed by nothing else.
+
+        ``epochs`` and ``steps`` exclude each other: one that is set without the other replaces it.
+
+        Raises:
+            ValueError: there is no such setting, or what it is set to is not what it may be, in one sentence.
+        """
         fixed = {"recipe", "task"} & {path.partition(".")[0] for path in settings}
         if fixed:
             raise ValueError(f'"{fixed.pop()}" is not a setting: choose another recipe or data set on the command line')
-        return overrides.apply(self, settings)
+        settings = dict(settings)
+        for part, (one, other) in itertools.product(("training", "stage"), (("epochs", "steps"), ("steps", "epochs"))):
+            if settings.get(f"{part}.{one}") is not None:
+                settings.setdefault(f"{part}.{other}", None)
+        changed = overrides.apply(self, settings)
+        for training in (changed.training, changed.stage):
+            training.length(1)
+        for spec in changed.densities:
+            name = spec.partition("@")[0]
+            if name.partition(":")[0] not in ("prior", "stage", "mean-stage"):
+                parse_density(name, 1)
+        return changed
 
     def identity(self, data_hash: str, seed: int) -> str:
         """Eight hex digits that name this experiment's content."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from expost.identity import stable_repr
+from expost.schema import check_value, declared
 
 __all__ = ["apply", "parse", "replace_path"]
 
@@ -38,14 +42,33 @@ def replace_path(value: Any, path: str, new: Any, whole: str | None = None) -> A
     old = getattr(value, head)
     if rest:
         return dataclasses.replace(value, **{head: replace_path(old, rest, new, whole)})
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
-    if old is not None and isinstance(old, int | float) and (isinstance(new, str) or isinstance(new, bool) != isinstance(old, bool)):
-        raise ValueError(f'the setting "{whole}" is a number ({old}), not {new!r}')
-    return dataclasses.replace(value, **{head: new})
+    annotation = declared(type(value))[head]
+    return dataclasses.replace(value, **{head: check_value(_read(new, old, annotation, whole), annotation, f'the setting "{whole}"')})
 
 
-def apply(value: Any, assignments: dict[str, Any]) -> Any:
+def _read(new: Any, old: Any, annotation: Any, whole: str) -> Any:
+    """What a text on the command line stands for where texts are declared as lists, or objects are."""
+    if get_origin(annotation) is tuple and isinstance(new, str) and isinstance(old, tuple) and all(isinstance(o, str) for o in old):
+        return tuple(part.strip() for part in new.split(","))
+    if not dataclasses.is_dataclass(old) or isinstance(new, type(old)):
+        return new
+    makers: dict[str, Any] = {
+        c.__name__.lower(): c for c in get_args(annotation) if isinstance(c, type) and dataclasses.is_dataclass(c) and not _needed(c)
+    }
+    if isinstance(new, str) and new.lower() in makers:
+        return makers[new.lower()]()
+    inside = ", ".join(f"{whole}.{f.name}" for f in dataclasses.fields(old))
+    ways = [f"choose {', '.join(makers)}"] * bool(makers) + [f"set its parts ({inside})"] * bool(inside)
+    raise ValueError(f'the setting "{whole}" is now {stable_repr(old)}, not a value: {", or ".join(ways) or "make another in Python"}')
+
+
+def _needed(cls: Any) -> bool:
+    """Whether a dataclass has fields without a default."""
+    missing = dataclasses.MISSING
+    return any(f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls))
+
+
+def apply(value: Any, assignments: Mapping[str, Any]) -> Any:
     for path, new in assignments.items():
         value = replace_path(value, path, new)
     return value
