@@ -117,7 +117,7 @@ MISTAKES = {
     "unknown data": (["train", "ghosh2020/rae", "--data", "mnits"], "mnist"),
     "unknown setting": (["train", "ghosh2020/rae", *SMOKE, "--set", "objective.bta=1"], 'did you mean "beta"'),
     "malformed setting": (["train", "ghosh2020/rae", *SMOKE, "--set", "beta"], "--set name=value"),
-    "negative minutes": (["train", "ghosh2020/rae", *SMOKE, "--minutes", "-1"], "positive"),
+    "negative minutes": (["train", "ghosh2020/rae", *SMOKE, "--minutes", "-1"], "must be a number above 0"),
     "no such device": (["train", "ghosh2020/rae", "--data", "digits", "--device", "abacus"], "there is no device"),
     "not a run": (["evaluate", "/nonexistent"], "not a run folder"),
     "nothing to write": (["sample", "/nonexistent"], "nothing to write"),
