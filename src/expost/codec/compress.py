@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli
+from torch.distributions import Bernoulli, Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.codec.container import Container, Header, pack, unpack
-from expost.codec.layers import Coder, Outside
-from expost.codec.networks import Level, coding_copy, levels_of, one_thread, posterior_scales
-from expost.codec.stack import Shortage, Stack, seed_words
+from expost.codec.container import Batch, Container, Header, SeedValue, Span, malformed, pack, unpack
+from expost.codec.layers import Coder
+from expost.codec.networks import Level, coding_copy, levels_of, one_thread, posterior_scales, value_shape
+from expost.codec.stack import Outside, Shortage, Stack, seed_words
 from expost.distributions import base_of, check_data
 from expost.files import atomic
 from expost.hashes import state_hash
 from expost.identity import stable_repr
 from expost.progress import Bar
+from expost.schema import check_value, printable
 from expost.seeds import seeded
 from expost.stage import SecondStage
 from expost.tensors import batches, unit
@@ -110,10 +111,9 @@ def compress(
         raise TypeError(f"images must be a tensor, not {type(x).__name__}: torch.from_numpy(images) makes one")
     if len(x) == 0:
         raise ValueError("there is nothing to compress: give at least one image")
-    if span is not None and not 1 <= span < 2**22:
-        raise ValueError(f"span must lie between 1 and 2^22, not {span}")
-    if not 1 <= batch_size < 2**16:
-        raise ValueError(f"batch_size must lie between 1 and 65535, not {batch_size}")
+    check_value(span, Span | None, "span")
+    check_value(batch_size, Batch, "batch_size")
+    check_value(seed, SeedValue, "seed")
     with one_thread():
         coding = coding_copy(model)
         levels, prior = levels_of(coding, tuple(x.shape[1:]))
@@ -121,7 +121,7 @@ def compress(
         symbols = _symbols(levels[0], x)
         if steps is None:
             steps = _automatic_steps(levels, _integers(x[:128], symbols), symbols)
-        if len(steps) != len(levels) or any(not s > 0 for s in steps):
+        if len(steps) != len(levels) or any(not 2.0**-64 <= s <= 2.0**64 for s in steps):
             raise ValueError(f"give one positive step for each of the {len(levels)} levels, not {steps}")
         reach = span or 1 << 13
         words = 16 + sum(int(torch.Size(level.latent_shape).numel()) for level in levels)
@@ -138,8 +138,8 @@ def compress(
                 reach *= 4
     message = stack.words()
     header = Header(
-        model_name(model), str(x.dtype).removeprefix("torch."), list(x.shape[1:]), len(x), symbols, batch_size, steps, reach,
-        {"value": seed, "words": words}, len(blocks), len(message), origin or {}, _machine(),
+        model_name(model), "uint8" if x.dtype == torch.uint8 else "float32", list(x.shape[1:]), len(x), symbols, batch_size, steps, reach,
+        {"value": seed, "words": words}, len(blocks), len(message), _text(origin or {}), _machine(),
     )  # fmt: skip
     data = pack(Container(header, blocks, message))
     seed_bits = _WORD * words
@@ -161,32 +161,36 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
     header = container.header
     if header.model != model_name(model):
         raise ValueError(f"{name} was written with another model ({header.model}, this is {model_name(model)}): give the run that wrote it")
-    seed = seed_words(header.seed["words"], header.seed["value"])
     with one_thread():
-        levels, prior = levels_of(coding_copy(model), tuple(header.shape))
+        coding = coding_copy(model)
+        made = value_shape(coding)
+        if tuple(header.shape) != made:
+            raise malformed(name, f"images of shape {tuple(header.shape)[:8]}, and the model makes {made}")
+        levels, prior = levels_of(coding, made)
+        for what, said, true in (("pixel values", header.symbols, _alphabet(levels[0])), ("steps", len(header.steps), len(levels))):
+            if said != true:
+                raise malformed(name, f"{said} {what}, and the model has {true}")
         coder = Coder(levels, prior, header.steps, header.batch, header.span, header.symbols)
         parts: list[Tensor] = []
+        where = "the end of the message"
         try:
             stack = Stack(container.message, sealed=False)
             with Bar(header.images, enabled=progress, what="decompressing") as bar:
                 done = 0
-                for number, (n, checksum) in reversed(list(enumerate(container.blocks))):
-                    try:
-                        values = coder.pop(stack, n)
-                    except ValueError:  # numbers that no model gives: what follows a mismatch may be anything
-                        values = torch.empty(0)
+                for number, (n, checksum) in reversed(list(enumerate(container.blocks, 1))):
+                    where = f"block {number} of {header.blocks}"
+                    values = coder.pop(stack, n)
                     if _checksum(values) != checksum:
-                        raise ValueError(_mismatch(name, f"block {number + 1} of {header.blocks}", header))
+                        raise _Differs
                     parts.append(_stored(values, header.symbols, header.dtype))
                     bar.update(done := done + n)
-            try:
-                restored = stack.unsealed()
-            except ValueError:
-                restored = seed[:0]
-        except Shortage:
-            raise ValueError(_mismatch(name, "the message ended early", header)) from None
-    if not np.array_equal(restored, seed):
-        raise ValueError(_mismatch(name, "the seed words did not come back", header))
+            where = "the seed"
+            if not np.array_equal(stack.unsealed(), seed_words(header.seed["words"], header.seed["value"])):
+                raise _Differs
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # numbers that no model gives may end in anything, the coder's panics are no Exception
+            raise ValueError(_undecodable(name, where, error, header)) from error
     return torch.cat(parts[::-1])
 
 
@@ -253,8 +257,7 @@ def _symbols(level: Level, x: Tensor) -> int:
     """The number of values that a pixel may have; ``ValueError`` if some pixels are not levels of the decoder's distribution."""
     if x.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"images must be uint8 or float32, not {str(x.dtype).removeprefix('torch.')}: convert them first")
-    base: Any = base_of(level.decoder(torch.zeros(1, *level.latent_shape, dtype=torch.float64)))
-    symbols = 2 if isinstance(base, Bernoulli) else base.levels
+    base, symbols = base_of(_pixels(level)), _alphabet(level)
     if symbols == 2 and x.dtype == torch.uint8 and int(x.max()) == 1:
         raise ValueError("binary images as uint8 are 0 and 255, and these are 0 and 1: multiply them by 255, or give floats 0 and 1")
     for part in batches(x, 1000):
@@ -262,6 +265,17 @@ def _symbols(level: Level, x: Tensor) -> int:
         if not torch.equal(_stored(_integers(part, symbols), symbols, str(x.dtype).removeprefix("torch.")), part):
             raise ValueError(f"some pixels are not exactly one of the {symbols} levels k / {symbols - 1}: give uint8 images")
     return symbols
+
+
+def _pixels(level: Level) -> Distribution:
+    """p(x | z = 0)."""
+    return level.decoder(torch.zeros(1, *level.latent_shape, dtype=torch.float64))
+
+
+def _alphabet(level: Level) -> int:
+    """The number of values that the decoder's distribution gives a mass."""
+    base: Any = base_of(_pixels(level))
+    return 2 if isinstance(base, Bernoulli) else int(base.levels)
 
 
 def _integers(x: Tensor, symbols: int) -> Tensor:
@@ -291,14 +305,25 @@ def _checksum(values: Tensor) -> int:
     return zlib.crc32(values.to(torch.int32).numpy().tobytes())
 
 
+def _text(origin: dict[str, str]) -> dict[str, str]:
+    """Names of files may hold bytes that are not UTF-8, a header may not."""
+    return {key: value.encode(errors="replace").decode() for key, value in origin.items()}
+
+
 def _machine() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in ("torch", "constriction")}
     return {**versions, "processor": platform.machine(), "vectors": torch.backends.cpu.get_cpu_capability()}
 
 
-def _mismatch(name: str, where: str, header: Header) -> str:
-    written = ", ".join(f"{k} {v}" for k, v in header.machine.items())
+class _Differs(Exception):
+    """What was decoded is not what was coded."""
+
+
+def _undecodable(name: str, where: str, error: BaseException, header: Header) -> str:
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return f"{name} cannot be decoded here ({where} does not fit into memory): decode it where more memory is free"
+    written = printable(", ".join(f"{k} {v}" for k, v in header.machine.items()))
     return (
-        f"{name} cannot be decoded here ({where} does not match its checksum): the networks computed other numbers than where it was "
-        f"written ({written}); decode it with the same versions on the same kind of machine"
+        f"{name} cannot be decoded here ({where} does not come out right): either networks compute other numbers here than where it was written "
+        f"({written}), or the file was changed; decode it with the same versions on the same kind of machine, or restore it from a copy"
     )

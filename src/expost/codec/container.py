@@ -14,9 +14,9 @@ The header's fields:
     model      name of the model's content: 24 hexadecimal digits of the SHA-256 of its structure and weights
     dtype      uint8 or float32, of the images
     shape      of one image
-    images     how many
+    images     how many, at least one in every block
     symbols    number of values a pixel may have
-    batch      rows that networks see at once
+    batch      most images in one block: rows that networks see at once, where so many fit into 64 MiB (:mod:`.networks`)
     steps      bin widths of every level's latents, outermost first
     span       latents lie in -span ... span bins
     seed       {value, words}: the words that the stack began with, and which decoding must give back
@@ -25,7 +25,8 @@ The header's fields:
     origin     where the model came from, {run, density}: a hint, may be empty
     machine    versions and processor that wrote the file: decoding is promised on the same kind of machine
 
-:func:`unpack` raises ``ValueError`` for anything but a whole file: what is damaged is never decoded.
+:func:`unpack` raises ``ValueError`` for anything but a whole file: what is damaged is never decoded. The checksum guards against accidents
+only, so every field is held against its declared type and range, and against the length of the file, before anything is made of it.
 """
 
 from __future__ import annotations
@@ -34,32 +35,50 @@ import hashlib
 import json
 import struct
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
-__all__ = ["MAGIC", "Container", "Header", "pack", "unpack"]
+from expost.schema import Meta, parse
+
+__all__ = ["MAGIC", "Batch", "Container", "Header", "SeedValue", "Span", "malformed", "pack", "unpack"]
 
 MAGIC = b"\x89XPZ\r\n\x1a\n"
 VERSION = 1
 _DIGEST = 16
+_BLOCK = 6
+_WORD = 4
+_LONGEST_HEADER = 2**20
+
+Count = Annotated[int, Meta(ge=1)]
+SeedValue = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Batch = Annotated[int, Meta(ge=1, lt=2**16)]
+Span = Annotated[int, Meta(ge=1, lt=2**22)]
+Steps = Annotated[list[Annotated[float, Meta(ge=2.0**-64, le=2.0**64)]], Meta(min_length=1)]
+
+
+class Seed(TypedDict):
+    """What the stack began with: ``words`` words made of ``value``."""
+
+    value: SeedValue
+    words: Count
 
 
 @dataclass(frozen=True)
 class Header:
     """See the module's table."""
 
-    model: str
-    dtype: str
-    shape: list[int]
-    images: int
-    symbols: int
-    batch: int
-    steps: list[float]
-    span: int
-    seed: dict[str, int]
-    blocks: int
-    words: int
+    model: Annotated[str, Meta(pattern=r"^[0-9a-f]{24}\Z")]
+    dtype: Literal["uint8", "float32"]
+    shape: Annotated[list[Count], Meta(min_length=1)]
+    images: Count
+    symbols: Annotated[int, Meta(ge=2)]
+    batch: Batch
+    steps: Steps
+    span: Span
+    seed: Seed
+    blocks: Count
+    words: Count
     origin: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
 
@@ -95,14 +114,26 @@ def unpack(data: bytes, name: str = "this file") -> Container:
     version, length = struct.unpack("<HI", data[len(MAGIC) : start])
     if version != VERSION:
         raise ValueError(f"{name} has version {version} of the format and this expost reads version {VERSION}: update expost")
+    if length > min(_LONGEST_HEADER, len(data) - start - _DIGEST):
+        raise malformed(name, f"a header of {length} bytes in a file of {len(data)}")
+    table = start + length
     try:
-        header = Header(**json.loads(data[start : start + length]))
-        table, end = start + length, start + length + 6 * header.blocks
-        blocks = [struct.unpack("<HI", data[i : i + 6]) for i in range(table, end, 6)]
-        message = np.frombuffer(data[end:-_DIGEST], dtype="<u4").astype(np.uint32)
-        consistent = len(message) == header.words and sum(n for n, _ in blocks) == header.images
-    except (TypeError, ValueError, struct.error):
-        consistent = False
-    if not consistent:
-        raise ValueError(f"{name} does not follow the format (its header contradicts its length): write it again")
-    return Container(header, [(int(n), int(c)) for n, c in blocks], message)
+        header = parse(data[start:table], Header, "header")
+    except ValueError as error:
+        raise malformed(name, str(error)) from None
+    end = table + _BLOCK * header.blocks
+    if end + _WORD * header.words + _DIGEST != len(data):
+        raise malformed(name, f"{header.blocks} blocks and {header.words} words do not make {len(data)} bytes")
+    if header.seed["words"] > header.words:
+        raise malformed(name, f"a message of {header.words} words began with {header.seed['words']}")
+    blocks = list(struct.iter_unpack("<HI", data[table:end]))
+    if not all(1 <= n <= header.batch for n, _ in blocks):
+        raise malformed(name, f"blocks of 1 to {header.batch} images are expected, and one has another number")
+    if sum(n for n, _ in blocks) != header.images:
+        raise malformed(name, f"its blocks hold {sum(n for n, _ in blocks)} images, and {header.images} are announced")
+    return Container(header, blocks, np.frombuffer(data[end:-_DIGEST], dtype="<u4").astype(np.uint32))
+
+
+def malformed(name: str, why: str) -> ValueError:
+    """The error for a file that is whole and contradicts the format, itself or its model."""
+    return ValueError(f"{name} does not follow the format ({why}): restore it from a copy, or compress the images again")

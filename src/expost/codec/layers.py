@@ -5,7 +5,9 @@ log q(z | v) - log p(v | z) - log p(z), whose mean is the -ELBO. Where p(z) is a
 order of Bit-Swap: Kingma, Abbeel, Ho 2019); where it is a mixture of Gaussians, its component c is such a latent too: pop c from
 p(c | z), push z under N_c, push c under the weights. Popping is every step undone, in reverse.
 
-Only the first ``n`` rows of a batch are coded; networks always see the whole batch, padded with zeros.
+Only the first ``n`` rows of a batch are coded; networks always see the whole batch, padded with zeros (in pieces where its activations
+would fill memory). What popping holds grows only as the stack gives bits for it, so a file that announces more than it contains ends in
+:class:`~expost.codec.stack.Shortage` before it costs memory.
 """
 
 from __future__ import annotations
@@ -18,18 +20,15 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, MultivariateNormal
 
 from expost.codec.networks import GRID, Level, gaussian_parameters, mixture_of
-from expost.codec.stack import Stack
+from expost.codec.stack import Outside, Shortage, Stack
 from expost.density.base import Density
 from expost.discrete import Discretized
 from expost.distributions import base_of
 
-__all__ = ["Coder", "Outside"]
+__all__ = ["Coder"]
 
 _ROWS = 16  # images whose tables of masses are held at once
-
-
-class Outside(ValueError):
-    """A latent lies outside the span: start again with a larger one."""
+_MANY = 2**20  # latents
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Coder:
         levels: outermost first.
         prior: of the innermost latents.
         steps: bin width of every level's latents.
-        batch: rows that networks see.
+        batch: most rows of a block.
         span: latents lie in -span ... span bins.
         symbols: number of pixel values.
     """
@@ -55,6 +54,8 @@ class Coder:
 
     def __post_init__(self) -> None:
         self._mixture = mixture_of(self.prior)
+        self._rows = min(self.batch, *(level.rows for level in self.levels))  # that networks see
+        self._latents = sum(int(torch.Size(level.latent_shape).numel()) for level in self.levels)
 
     def push(self, stack: Stack, x: Tensor) -> None:
         """x (n, *event), integers 0 ... L - 1, n at most ``batch``."""
@@ -62,6 +63,8 @@ class Coder:
 
     def pop(self, stack: Stack, n: int) -> Tensor:
         """The last n values pushed, (n, *event)."""
+        if n * self._latents > max(_MANY, stack.bits):  # every latent takes some bits off the stack
+            raise Shortage
         return self._pop_level(stack, 0, n)
 
     # -- levels -----------------------------------------------------------------------------------------------------------------------
@@ -71,26 +74,40 @@ class Coder:
             self._push_prior(stack, value)
             return
         n, before = len(value), stack.bits
-        k = self._pop_posterior(stack, depth, self._encode(depth, value), n)
+        k = self._pop_posterior(stack, depth, *self._encode(depth, value))
         if depth == 0:
             self.popped = before - stack.bits
         if int(k.abs().max()) > self.span:
             raise Outside(
                 f"a latent lies {float(k.abs().max()) * self.steps[depth]:.3g} from the origin, outside the coder's span: give a larger span"
             )
-        self._push_likelihood(stack, depth, self._decode(depth, k), value)
+        for rows in reversed(self._pieces(n)):
+            self._push_likelihood(stack, depth, self._decode(depth, k[rows]), value[rows])
         self._push_level(stack, depth + 1, k)
 
     def _pop_level(self, stack: Stack, depth: int, n: int) -> Tensor:
         if depth == len(self.levels):
             return self._pop_prior(stack, n)
         k = self._pop_level(stack, depth + 1, n)
-        value = self._pop_likelihood(stack, depth, self._decode(depth, k), n)
-        self._push_posterior(stack, depth, self._encode(depth, value), k)
+        value = torch.cat([self._pop_likelihood(stack, depth, self._decode(depth, k[rows]), len(k[rows])) for rows in self._pieces(n)])
+        self._push_posterior(stack, depth, *self._encode(depth, value), k)
         return value
 
-    def _encode(self, depth: int, value: Tensor) -> Distribution:
-        return self.levels[depth].encoder(self._padded(self._real(depth, value)))
+    def _pieces(self, n: int) -> list[slice]:
+        """Rows 0 ... n - 1, as many at once as networks see."""
+        return [slice(start, min(n, start + self._rows)) for start in range(0, n, self._rows)]
+
+    def _encode(self, depth: int, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (n, *latent) of q(z | value), and scale (n, *latent) or factor (n, d, d)."""
+        found = []
+        for rows in self._pieces(len(value)):
+            part = self._real(depth, value[rows])
+            q = self.levels[depth].encoder(self._padded(part))
+            whole = isinstance(q, MultivariateNormal)
+            mean, scale = (q.loc, q.scale_tril) if whole else gaussian_parameters(base_of(q))
+            found.append((mean[: len(part)], scale[: len(part)]))
+        means, scales = zip(*found, strict=True)
+        return torch.cat(means), torch.cat(scales)
 
     def _decode(self, depth: int, k: Tensor) -> Distribution:
         return self.levels[depth].decoder(self._padded(k.double() * self.steps[depth]))
@@ -100,32 +117,29 @@ class Coder:
         return value.double() / (self.symbols - 1) if depth == 0 else value.double() * self.steps[depth - 1]
 
     def _padded(self, value: Tensor) -> Tensor:
-        missing = self.batch - len(value)
+        missing = self._rows - len(value)
         return torch.cat([value, value.new_zeros(missing, *value.shape[1:])]) if missing else value
 
     # -- posteriors -------------------------------------------------------------------------------------------------------------------
 
-    def _pop_posterior(self, stack: Stack, depth: int, q: Distribution, n: int) -> Tensor:
+    def _pop_posterior(self, stack: Stack, depth: int, mean: Tensor, scale: Tensor) -> Tensor:
         step = self.steps[depth]
-        if isinstance(q, MultivariateNormal):
-            k = torch.zeros(n, q.loc.shape[-1], dtype=torch.int64)
-            chain = _Chain(q.loc[:n], q.scale_tril[:n])
+        if scale.dim() > mean.dim():
+            k = torch.zeros(mean.shape, dtype=torch.int64)
+            chain = _Chain(mean, scale)
             for i in range(k.shape[1]):
                 k[:, i] = stack.pop_window(chain.mean() / step, chain.scale() / step)
                 chain.observe(k[:, i].double() * step)
             return k
-        mean, scale = gaussian_parameters(base_of(q))
-        shape = (n, *mean.shape[1:])
-        return stack.pop_window(mean[:n].reshape(-1) / step, scale[:n].reshape(-1) / step).reshape(shape)
+        return stack.pop_window(mean.reshape(-1) / step, scale.reshape(-1) / step).reshape(mean.shape)
 
-    def _push_posterior(self, stack: Stack, depth: int, q: Distribution, k: Tensor) -> None:
-        n, step = len(k), self.steps[depth]
-        if isinstance(q, MultivariateNormal):
-            for i, mean, scale in reversed(_Chain(q.loc[:n], q.scale_tril[:n]).replay(k, step)):
-                stack.push_window(k[:, i], mean, scale)
+    def _push_posterior(self, stack: Stack, depth: int, mean: Tensor, scale: Tensor, k: Tensor) -> None:
+        step = self.steps[depth]
+        if scale.dim() > mean.dim():
+            for i, centre, width in reversed(_Chain(mean, scale).replay(k, step)):
+                stack.push_window(k[:, i], centre, width)
             return
-        mean, scale = gaussian_parameters(base_of(q))
-        stack.push_window(k.reshape(-1), mean[:n].reshape(-1) / step, scale[:n].reshape(-1) / step)
+        stack.push_window(k.reshape(-1), mean.reshape(-1) / step, scale.reshape(-1) / step)
 
     # -- likelihoods ------------------------------------------------------------------------------------------------------------------
 
@@ -163,27 +177,31 @@ class Coder:
             mean, scale = _standard(k.numel(), step)
             stack.push_gaussian(k.reshape(-1), mean, scale, self.span)
             return
-        several = len(self._mixture.means) > 1
-        c = stack.pop_table(self._responsibilities(k)) if several else torch.zeros(len(k), dtype=torch.int64)
+        several, pieces = len(self._mixture.means) > 1, self._pieces(len(k))
+        c = torch.zeros(len(k), dtype=torch.int64)
+        if several:
+            c = torch.cat([stack.pop_table(self._responsibilities(k[rows])) for rows in pieces])
         for i, mean, scale in reversed(self._component(c).replay(k, step)):
             stack.push_gaussian(k[:, i], mean, scale, self.span)
-        if several:
-            stack.push_table(c, self._weights(len(k)))
+        for rows in reversed(pieces if several else []):
+            stack.push_table(c[rows], self._weights(len(c[rows])))
 
     def _pop_prior(self, stack: Stack, n: int) -> Tensor:
         shape, step = (n, *self.levels[-1].latent_shape), self.steps[-1]
         if self._mixture is None:
             mean, scale = _standard(n * int(torch.Size(shape[1:]).numel()), step)
             return stack.pop_gaussian(mean, scale, self.span).reshape(shape)
-        several = len(self._mixture.means) > 1
-        c = stack.pop_table(self._weights(n)) if several else torch.zeros(n, dtype=torch.int64)
+        several, pieces = len(self._mixture.means) > 1, self._pieces(n)
+        c = torch.zeros(n, dtype=torch.int64)
+        if several:
+            c = torch.cat([stack.pop_table(self._weights(len(c[rows]))) for rows in pieces])
         chain = self._component(c)
         k = torch.zeros(shape, dtype=torch.int64)
         for i in range(shape[1]):
             k[:, i] = stack.pop_gaussian(chain.mean() / step, chain.scale() / step, self.span)
             chain.observe(k[:, i].double() * step)
-        if several:
-            stack.push_table(c, self._responsibilities(k))
+        for rows in reversed(pieces if several else []):
+            stack.push_table(c[rows], self._responsibilities(k[rows]))
         return k
 
     def _responsibilities(self, k: Tensor) -> Tensor:
@@ -199,15 +217,20 @@ class Coder:
     def _component(self, c: Tensor) -> _Chain:
         mixture = self._mixture
         assert mixture is not None
-        factor = mixture.scale[c] if mixture.full else torch.diag_embed(mixture.scale[c])
-        return _Chain(mixture.means[c], factor)
+        return _Chain(mixture.means[c], mixture.scale if mixture.full else torch.diag_embed(mixture.scale), c)
 
 
 class _Chain:
-    """N(μ, L Lᵀ) one coordinate after the other: mean and scale of z_i given the coordinates observed so far, rows in parallel."""
+    """N(μ, L Lᵀ) one coordinate after the other: mean and scale of z_i given the coordinates observed so far, rows in parallel.
 
-    def __init__(self, mean: Tensor, factor: Tensor) -> None:
+    Args:
+        mean: (n, d).
+        factor: L of each row (n, d, d), or of each of K components (K, d, d) where ``which`` (n,) says the component of each row.
+    """
+
+    def __init__(self, mean: Tensor, factor: Tensor, which: Tensor | None = None) -> None:
         self._mean, self._factor = mean, factor
+        self._which = slice(None) if which is None else which
         self._noise = torch.zeros_like(mean)
         self._next = 0
 
@@ -215,12 +238,12 @@ class _Chain:
         i = self._next
         total = self._mean[:, i].clone()
         for j in range(i):  # one product at a time: the same order of additions for any number of rows
-            total += self._factor[:, i, j] * self._noise[:, j]
+            total += self._factor[self._which, i, j] * self._noise[:, j]
         self._current = (total * GRID).round() / GRID
         return self._current
 
     def scale(self) -> Tensor:
-        return self._factor[:, self._next, self._next]
+        return self._factor[self._which, self._next, self._next]
 
     def observe(self, z: Tensor) -> None:
         """The value of the coordinate whose :meth:`mean` was asked for last."""

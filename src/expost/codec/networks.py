@@ -2,7 +2,8 @@ r"""The networks of a coder: encoder and decoder must compute the same probabili
 
 Floating-point sums depend on the order in which they are taken, so on batch shape and threads. A coding copy of a model therefore
 
-* runs its networks in float64 on the CPU, on one thread, always on batches of one stored shape (padded with zeros);
+* runs its networks in float64 on the CPU, on one thread, always on batches of one stored shape (padded with zeros), or of as many rows as
+  fit into 64 MiB, which the model alone decides: a file can ask for any batch, and must not get more memory than its images need;
 * rounds every network output to a multiple of 2^-16. A difference in the last bit of float64 (about 1e-16 of the value) then vanishes
   but where a value lies that close to a rounding border, about once in 10^11 outputs; in float32 it would be once in a hundred.
 
@@ -16,9 +17,10 @@ fine enough to cost nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,9 @@ __all__ = ["GRID", "Level", "Snapped", "coding_copy", "gaussian_parameters", "le
 
 GRID = 2.0**16
 """Network outputs are multiples of 1 / GRID."""
+
+_ROWS = 64  # the usual batch: networks see as many rows whatever they take
+_BYTES = 2**26
 
 
 @contextmanager
@@ -67,12 +72,13 @@ class Snapped(nn.Module):
 
 @dataclass(frozen=True)
 class Level:
-    """One layer of latents: q(z | v), p(v | z), and the event shapes of v and z."""
+    """One layer of latents: q(z | v), p(v | z), the event shapes of v and z, and the most rows that its networks get at once."""
 
     encoder: Conditional
     decoder: Conditional
     value_shape: tuple[int, ...]
     latent_shape: tuple[int, ...]
+    rows: int
 
 
 def coding_copy(model: Autoencoder) -> Autoencoder:
@@ -96,27 +102,63 @@ def _snap(density: nn.Module | None, outermost: bool = False) -> None:
 
 def levels_of(model: Autoencoder, shape: tuple[int, ...]) -> tuple[list[Level], Density]:
     """The levels of a coding copy for values of this shape, outermost first, and the innermost prior; ``ValueError`` for what cannot be coded."""
+    made = value_shape(model)
+    if made != shape:
+        raise ValueError(f"the model makes {made} and the data is {shape}: give images of the model's shape")
     levels: list[Level] = []
     density: Density | None = model
     while isinstance(density, Autoencoder | SecondStage):
         inner = density.model if isinstance(density, SecondStage) else density
-        value = torch.zeros(1, *shape, dtype=torch.float64)
-        try:
-            q = inner.encode(value)
-        except RuntimeError:
-            raise ValueError(f"the encoder does not take data of shape {tuple(shape)}: give images of the model's shape") from None
-        _check_posterior(q)
-        latent_shape = tuple(q.event_shape)
-        p = inner.decode(q.mean)
-        if tuple(p.event_shape) != tuple(shape):
-            raise ValueError(f"the model makes {tuple(p.event_shape)} and the data is {tuple(shape)}: give images of the model's shape")
+        with _measured(inner) as bytes_per_row:
+            try:
+                q = inner.encode(torch.zeros(1, *shape, dtype=torch.float64))
+            except RuntimeError:
+                raise ValueError(f"the encoder does not take data of shape {shape}, which the decoder makes: check the model") from None
+            _check_posterior(q)
+            p = inner.decode(q.mean)
         _check_likelihood(p, outermost=not levels)
-        levels.append(Level(inner.encoder, inner.decoder, tuple(shape), latent_shape))
+        if tuple(p.event_shape) != shape:
+            raise ValueError(f"codes of the encoder decode to {tuple(p.event_shape)}, and those of the prior to {shape}: check the model")
+        latent_shape = tuple(q.event_shape)
+        levels.append(Level(inner.encoder, inner.decoder, shape, latent_shape, max(_ROWS, _BYTES // max(1, *bytes_per_row.values()))))
         shape, density = latent_shape, inner.prior
+    assert density is not None
+    return levels, density
+
+
+def value_shape(density: Density | None) -> tuple[int, ...]:
+    """The shape of what a coding copy makes, from the innermost prior outwards; ``ValueError`` if there is none that can be coded."""
     if density is None:
         raise ValueError("this autoencoder has no prior to code latents with: give it one, e.g. model.with_prior(GMM(d, 10).fit(codes))")
-    _check_prior(density)
-    return levels, density
+    if not isinstance(density, Autoencoder | SecondStage):
+        _check_prior(density)
+        return tuple(density().event_shape)
+    inner = density.model if isinstance(density, SecondStage) else density
+    latent = value_shape(inner.prior)
+    try:
+        return tuple(inner.decode(torch.zeros(1, *latent, dtype=torch.float64)).event_shape)
+    except RuntimeError:
+        raise ValueError(f"the decoder does not take codes of shape {latent}, which the prior makes: check the model") from None
+
+
+@contextmanager
+def _measured(model: Autoencoder) -> Iterator[dict[str, int]]:
+    """Bytes of everything that the encoder's and the decoder's modules return while the block runs."""
+    total = {"encoder": 0, "decoder": 0}
+
+    def counting(part: str) -> Callable[[nn.Module, Any, Any], None]:
+        def count(module: nn.Module, given: Any, returned: Any) -> None:
+            if isinstance(returned, Tensor):
+                total[part] += returned.numel() * returned.element_size()
+
+        return count
+
+    hooks = [m.register_forward_hook(counting(part)) for part in total for m in getattr(model, part).modules()]
+    try:
+        yield total
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_posterior(q: Distribution) -> None:

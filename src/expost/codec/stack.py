@@ -4,13 +4,15 @@ Pushing a value of probability p makes the stack longer by -log2 p bits; popping
 sample of it, and makes the stack shorter by -log2 p. The two are exact inverses: that is what bits-back coding needs (Townsend, Bird,
 Barber 2019). The coder is constriction's (Bamler 2022): a 64-bit head, 32-bit words, probabilities in 24 bits fixed point.
 
-Three hazards are met here:
+Four hazards are met here:
 
 * Popping from an empty stack silently gives the left-most symbol. The stack starts with seed words from a fixed generator, and every pop
   that leaves fewer than 64 bits raises :class:`Shortage`; the caller starts again with more seed.
 * Every symbol of an alphabet keeps a probability of 2^-24, however unlikely. A Gaussian on a wide alphabet would so be popped from its
   far tail, in (2 W + 1) 2^-24 of cases. Posteriors therefore get a window of 8 standard deviations around their mean, one per octave of σ.
 * Both sides must compute the same probabilities to the last bit: parameters are rounded to a grid by the caller (:mod:`.networks`).
+* The coder panics, which is no ``Exception`` and prints a trace, on parameters that it cannot hold. What it is given is therefore checked
+  before: :class:`Outside` for values and scales beyond its alphabets, ``ValueError`` for what is no parameter at all.
 """
 
 from __future__ import annotations
@@ -21,10 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Shortage", "Stack", "seed_words"]
+__all__ = ["Outside", "Shortage", "Stack", "seed_words"]
 
 _WINDOW = 8  # standard deviations on either side
+_WIDEST = 2.0**19  # from here on a window has more than 2^24 bins, and each must keep a probability of 2^-24
+_FARTHEST = 2.0**31
 _LEAST_BITS = 64
+
+
+class Outside(ValueError):
+    """A value lies outside the coder's alphabet: start again with a larger one."""
 
 
 class Shortage(Exception):
@@ -86,16 +94,16 @@ class Stack:
 
     def push_bits(self, x: Tensor, p: Tensor) -> None:
         """x in {0, 1} under probabilities p of one, both (n,)."""
-        self._coder.encode_reverse(_symbols(x), self._bernoulli, p.to(torch.float64).numpy())
+        self._coder.encode_reverse(_symbols(x, 0, 1), self._bernoulli, _probabilities(p))
 
     def pop_bits(self, p: Tensor) -> Tensor:
-        return self._popped(self._coder.decode(self._bernoulli, p.to(torch.float64).numpy()))
+        return self._popped(self._coder.decode(self._bernoulli, _probabilities(p)))
 
     # -- tables -----------------------------------------------------------------------------------------------------------------------
 
     def push_table(self, x: Tensor, masses: Tensor) -> None:
         """x (n,) in 0 ... L - 1 under masses (n, L), non-negative, any positive sum."""
-        self._coder.encode_reverse(_symbols(x), self._categorical, masses.numpy())
+        self._coder.encode_reverse(_symbols(x, 0, masses.shape[1] - 1), self._categorical, masses.numpy())
 
     def pop_table(self, masses: Tensor) -> Tensor:
         return self._popped(self._coder.decode(self._categorical, masses.numpy()))
@@ -105,11 +113,11 @@ class Stack:
     def push_gaussian(self, k: Tensor, mean: Tensor, scale: Tensor, span: int) -> None:
         """k (n,) in -span ... span under N(mean, scale²) integrated over unit bins; mean and scale (n,) float64. For priors."""
         family = self._models.QuantizedGaussian(-span, span)
-        self._coder.encode_reverse(_symbols(k), family, mean.numpy(), scale.numpy())
+        self._coder.encode_reverse(_symbols(k, -span, span), family, mean.numpy(), _positive(scale).numpy())
 
     def pop_gaussian(self, mean: Tensor, scale: Tensor, span: int) -> Tensor:
         family = self._models.QuantizedGaussian(-span, span)
-        return self._popped(self._coder.decode(family, mean.numpy(), scale.numpy()))
+        return self._popped(self._coder.decode(family, mean.numpy(), _positive(scale).numpy()))
 
     def pop_window(self, mean: Tensor, scale: Tensor) -> Tensor:
         """Integers (n,) drawn from N(mean, scale²) within a window around each mean. For posteriors."""
@@ -123,25 +131,46 @@ class Stack:
     def push_window(self, k: Tensor, mean: Tensor, scale: Tensor) -> None:
         """The inverse of :meth:`pop_window`."""
         centre, rest = _centre(mean)
-        for rows, width in reversed(list(_octaves(scale))):
+        for rows, width in reversed(_octaves(scale)):
             family = self._models.QuantizedGaussian(-width, width)
-            self._coder.encode_reverse(_symbols((k - centre)[rows]), family, rest[rows].numpy(), scale[rows].numpy())
+            symbols = _symbols((k - centre)[rows], -width, width)
+            self._coder.encode_reverse(symbols, family, rest[rows].numpy(), scale[rows].numpy())
 
     def _popped(self, symbols: Any) -> Tensor:
         self._guard()
         return torch.from_numpy(np.asarray(symbols, dtype=np.int64))
 
 
-def _symbols(x: Tensor) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _symbols(x: Tensor, low: int, high: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    if len(x) and not (low <= int(x.min()) and int(x.max()) <= high):
+        raise Outside(f"a value lies outside {low} ... {high}, which the coder holds here")
     return np.ascontiguousarray(x.numpy().astype(np.int32))
 
 
+def _probabilities(p: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if not bool(((p >= 0) & (p <= 1)).all()):
+        raise ValueError("a probability of the decoder is not a number in [0, 1]: did its training diverge?")
+    return p.to(torch.float64).numpy()
+
+
+def _positive(scale: Tensor) -> Tensor:
+    if not bool((scale > 0).all()):
+        raise ValueError("a standard deviation of the model is zero or not a number: did its training diverge?")
+    return scale
+
+
 def _centre(mean: Tensor) -> tuple[Tensor, Tensor]:
+    if not bool((mean.abs() < _FARTHEST).all()):
+        raise Outside("a posterior's mean lies 2^31 steps or more from the origin, outside the coder's span: give larger steps")
     rounded = mean.round()
     return rounded.to(torch.int64), mean - rounded
 
 
 def _octaves(scale: Tensor) -> list[tuple[Tensor, int]]:
     """Rows grouped by the octave of their scale, each group with its window: 8 times the largest scale of the octave."""
-    octave = torch.frexp(scale.clamp(2.0**-4, 2.0**20))[1]  # scale in [2^(e-1), 2^e)
+    if not bool((_positive(scale) < _WIDEST).all()):
+        raise Outside(
+            f"a posterior is {float(scale.max()):.3g} steps wide, outside the coder's span, which holds fewer than 2^19: give larger steps"
+        )
+    octave = torch.frexp(scale.clamp(min=2.0**-4))[1]  # scale in [2^(e-1), 2^e)
     return [((octave == e).nonzero()[:, 0], max(2, _WINDOW << max(0, e))) for e in sorted(set(octave.tolist()))]
