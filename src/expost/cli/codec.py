@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ class Decompress(OpensRun):
         from expost.files import atomic
         from expost.recipes.runs import load_model
         from expost.recipes.wrapped import code_options
+        from expost.schema import printable
 
         out = self.out or Path(f"{self.file.stem}.npz")
         refuse_existing(out, self.force)
@@ -159,12 +161,18 @@ class Decompress(OpensRun):
         data = self.file.read_bytes()
         origin = unpack(data, str(self.file)).header.origin
         folder = self.run_folder or (Path(origin["run"]) if "run" in origin else None)
-        if folder is None or not (folder / "recipe.json").is_file():
-            raise ValueError(f"the run that wrote {self.file} is not at {folder}: give its folder with --run")
+        if folder is None or not os.path.isfile(folder / "recipe.json"):  # Path.is_file() raises for names that are too long
+            where = f"is not at {printable(str(folder))}" if folder else "is not named in it"
+            raise ValueError(f"the run that wrote {self.file} {where}: give its folder with --run")
         if self.run_folder is None and (named := code_options(RunFolder.existing(folder).read_recipe())):
             options = shlex.join(["--run", str(folder), *named])
             raise ValueError(f"{self.file} names a run that names code, and no file is followed to code: if you trust it, add {options}")
-        model = load_model(folder, density=origin.get("density", "prior"), device="cpu", code=self.code)
+        density = origin.get("density", "prior")
+        if density != "prior" and not RunFolder.existing(folder).density_file(density).is_file():  # before anything of that size is made
+            raise ValueError(
+                f'{self.file} needs the density "{printable(density)}" as prior, and {folder} has none: give its run with --run'
+            )
+        model = load_model(folder, density=density, device="cpu", code=self.code)
         start = time.perf_counter()
         images = decompress(model, data, name=str(self.file), progress=sys.stderr.isatty())
         seconds = time.perf_counter() - start
