@@ -8,18 +8,55 @@ renaming, so a killed process leaves either the old or the new one.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from expost.files import load_tensors, read_json, save_tensors, write_json, write_text
+from expost.identity import experiment_name
+from expost.memory import Bounded, machine
+from expost.schema import Meta, convert
 
-__all__ = ["RunFolder", "load_weights", "prefixed", "split_prefix", "versions"]
+__all__ = ["DataDescription", "Description", "RunFolder", "load_weights", "prefixed", "split_prefix", "versions"]
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class DataDescription(TypedDict):
+    """What recipe.json says of the data."""
+
+    source: Annotated[str, Meta(min_length=1, max_length=4096)]
+    """where it was, as the user gave it: a name or a path"""
+    name: Name
+    hash: Name
+    shape: Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(min_length=1, max_length=3)]
+    train: NotRequired[Annotated[int, Meta(ge=1, le=2**40)]]
+    """training examples; the first versions did not write it"""
+
+
+class Description(TypedDict):
+    """``recipe.json``: what a run is. ``experiment`` and ``identity`` belong to trained runs, ``source`` to wrapped ones."""
+
+    recipe: Name
+    budget: Literal["smoke", "cpu", "paper", ""]
+    settings: dict[str, Any]
+    seed: int
+    data: DataDescription
+    experiment: NotRequired[str]
+    """all settings in full, as :func:`expost.identity.stable_repr` writes them"""
+    identity: Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
+    source: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    checksum: NotRequired[str]
+    """over what determines the run (:func:`_sum`); older versions did not write it"""
 
 
 def versions() -> dict[str, str]:
@@ -54,6 +91,26 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
         if own[name].shape != value.shape:
             raise ValueError(f'{where} does not fit this model: "{name}" is {tuple(value.shape)} there and {tuple(own[name].shape)} here')
     module.load_state_dict(state)
+
+
+def _sum(recipe: Description) -> str:
+    """16 hexadecimal digits of a SHA-256 over the fields that determine a run. Where the data lie and what program wrote them do not."""
+    kept = {k: recipe.get(k) for k in ("recipe", "budget", "settings", "seed", "experiment", "identity")}
+    kept["data"] = {k: v for k, v in recipe["data"].items() if k in ("name", "hash", "shape")}  # the first versions wrote no more
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_itself(recipe: Description) -> bool:
+    """Whether the fields are those of the experiment that is written out and named beside them; all versions wrote these."""
+    text, data = recipe.get("experiment"), recipe["data"]
+    if text is None:
+        return recipe["recipe"].startswith("wrapped/")  # no experiment, and an identity of another kind
+    timeless = re.sub(r"(?<=[(, ])minutes=[^,()]*", "minutes=None", text)  # older versions wrote the time limit too
+    if recipe["identity"] not in {experiment_name(t, data["hash"], recipe["seed"]) for t in (text, timeless)}:
+        return False
+    task = re.search(r"\(recipe='(.*?)', task=Task\(data=.*?, shape=\[([\d, ]+)\], n=(\d+)\)", text)
+    said = (recipe["recipe"], ", ".join(map(str, data["shape"])), str(data.get("train", task and task[3])))
+    return task is not None and task.groups() == said
 
 
 @dataclass(frozen=True)
@@ -97,13 +154,20 @@ class RunFolder:
     def density_file(self, spec: str) -> Path:
         return self.path / "densities" / f"{spec.replace(':', '-')}.safetensors"
 
-    def write_recipe(self, recipe: dict[str, Any]) -> None:
-        write_json(self.recipe_file, recipe)
+    def write_recipe(self, recipe: Description) -> None:
+        write_json(self.recipe_file, {**recipe, "checksum": _sum(recipe)})
 
-    def read_recipe(self) -> dict[str, Any]:
-        recipe = read_json(self.recipe_file, "the description of a run")
-        if not isinstance(recipe, dict) or "recipe" not in recipe:
-            raise ValueError(f"{self.recipe_file} does not describe a run (no recipe name): was it made by another program?")
+    def read_recipe(self) -> Description:
+        """The description of the run, checked: types, ranges, and that it is as it was written."""
+        what = f"{self.recipe_file} does not describe a run"
+        advice = "restore it from a copy, or train again"
+        value = read_json(self.recipe_file, "the description of a run")
+        try:
+            recipe = convert(value, Description, what)
+        except ValueError as error:
+            raise ValueError(f"{error}: was it edited, or made by another program? {advice}") from None
+        if recipe.get("checksum", _sum(recipe)) != _sum(recipe) or not _is_itself(recipe):
+            raise ValueError(f"{what} (its fields do not fit each other): it was edited or damaged; {advice}")
         return recipe
 
     def write_history(self, text: str) -> None:
@@ -117,12 +181,25 @@ class RunFolder:
         write_json(self.results_file, {**self.results(), key: value})
 
     def save_model(self, model: nn.Module, meta: dict[str, Any] | None = None) -> None:
-        save_tensors(self.model_file, model.state_dict(), {"kind": "model", **(meta or {})})
+        """Write the trained weights, tied to the run that recipe.json describes, if there is one."""
+        run = {"run": _sum(self.read_recipe())} if self.recipe_file.is_file() else {}
+        save_tensors(self.model_file, model.state_dict(), {"kind": "model", **run, **(meta or {})})
+
+    def bounded(self) -> Bounded:
+        """A block in which networks may be built that its weights can be of, with at most four times as many numbers as the file holds."""
+        limit = 4 * self.model_file.stat().st_size + 2**24 if self.model_file.is_file() else machine()
+        return Bounded(
+            limit, f"{self.recipe_file} describes larger networks than those of {self.model_file}: restore it from a copy, or train again"
+        )
 
     def load_model(self, model: nn.Module) -> dict[str, Any]:
         """Load the trained weights into ``model``; returns their metadata."""
         if not self.model_file.is_file() and self.checkpoint_file.is_file():
             raise ValueError(f"the run {self.path} is not finished: continue it with --resume")
         tensors, meta = load_tensors(self.model_file, "the weights of a run")
+        if "run" in meta and self.recipe_file.is_file() and meta["run"] != _sum(self.read_recipe()):
+            raise ValueError(
+                f"{self.model_file} holds the weights of another run than {self.recipe_file} describes: restore both from a copy, or train again"
+            )
         load_weights(model, tensors, str(self.model_file))
         return meta

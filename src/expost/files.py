@@ -72,7 +72,7 @@ def read_json(path: str | Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: {what} is missing, check the folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # no JSON, no text, numbers of thousands of digits, nested thousands deep
         raise ValueError(f"{path} is damaged or is not {what}: restore it from a copy, or make it again") from None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["code_hash", "stable_repr"]
+__all__ = ["code_hash", "experiment_name", "stable_repr"]
 
 
 def code_hash(*modules: ModuleType) -> str:
@@ -30,6 +30,11 @@ def code_hash(*modules: ModuleType) -> str:
                 body[0].value.value = ""
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
+
+
+def experiment_name(text: str, data_hash: str, seed: int) -> str:
+    """Eight hexadecimal digits that name an experiment (its :func:`stable_repr`, without time limits) on data, from a seed."""
+    return hashlib.sha256(f"{text} {data_hash} {seed}".encode()).hexdigest()[:8]
 
 
 def stable_repr(value: Any) -> str:

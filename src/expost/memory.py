@@ -1,4 +1,7 @@
-"""Keep freed memory in the process while training on a CPU.
+"""Memory: bounded while something is built from numbers that were not made here, and kept in the process while training on a CPU.
+
+Sizes in a file or on a command line ("latent": 10^9, gmm:1000000000) are asked of torch's own constructors of tensors (``torch.empty`` and
+its kin), so inside :class:`Bounded` these are counted first and refused beyond a limit: nothing is allocated.
 
 glibc gives every block above 32 MB back to the system when it is freed, and gets it back page by page, zeroed, in the next step: a sixth of a
 step of a network of 20 million weights. Inside :func:`retained` freed blocks stay in the heap and are used again; on leaving, glibc's
@@ -8,11 +11,54 @@ defaults return and what is free is given back. Elsewhere (other C libraries, ma
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["retained"]
+import torch
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Bounded", "machine", "retained"]
+
+#: Functions that take the sizes of a new tensor, as a tuple or as numbers.
+_MAKERS = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("empty", "zeros", "ones", "full", "rand", "randn"))
+
+
+def machine() -> int:
+    """Bytes of memory that this machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 2**46
+
+
+class Bounded(TorchFunctionMode):
+    """New tensors may take ``limit`` bytes together inside the block; beyond that ``ValueError(refusal)``, before they are allocated.
+
+    >>> with Bounded(1000, "too large"):
+    ...     torch.nn.Linear(10**9, 10**9)
+    Traceback (most recent call last):
+    ValueError: too large
+    """
+
+    def __init__(self, limit: int, refusal: str) -> None:
+        super().__init__()
+        self.left, self.refusal = limit, refusal
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _MAKERS:
+            sizes = next((a for a in (*args, *kwargs.values()) if isinstance(a, tuple | list)), [a for a in args if isinstance(a, int)])
+            self.left -= math.prod(sizes) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
+            if self.left < 0:
+                raise ValueError(self.refusal)
+        return func(*args, **kwargs)
+
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt(3)
 _RETAINED = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28, _MMAP_THRESHOLD: 2**30}

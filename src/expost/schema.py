@@ -156,6 +156,9 @@ def _said(error: Exception) -> str:
         return "it is nested too deeply"
     said, _, place = printable(" ".join(str(error).split()), 300).replace("`", "").partition(" - at $")
     said = said if said.startswith("JSON") else said[:1].lower() + said[1:]
+    missing = said.removeprefix("object missing required field ")
+    if missing != said:
+        return f"no {'.'.join(filter(None, (place.lstrip('.'), missing)))}"
     return f"{place.lstrip('.')}: {said}" if place else said
 
 

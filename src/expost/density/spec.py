@@ -21,6 +21,7 @@ from expost.density.kernel import KDE
 from expost.density.mixture import GMM
 from expost.density.normal import StandardNormal
 from expost.files import load_tensors, save_tensors
+from expost.memory import Bounded, machine
 
 __all__ = ["SPECS", "load_density", "parse", "save_density", "spec_of"]
 
@@ -65,10 +66,12 @@ def parse(spec: str, d: int) -> Density:
         close = difflib.get_close_matches(name, SPECS, 1, 0.5)
         hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(SPECS)}"
         raise ValueError(f'unknown density "{spec}": {hint}')
+    large = f'the density "{spec}" does not fit into this machine\'s memory: choose a smaller one'
     try:
-        return SPECS[name](d, *arguments)
+        with Bounded(machine(), large):
+            return SPECS[name](d, *arguments)
     except (TypeError, ValueError) as error:
-        if name not in FORMS:
+        if name not in FORMS or str(error) == large:
             raise
         raise ValueError(f'cannot read the density "{spec}": write {FORMS[name]}') from error
 

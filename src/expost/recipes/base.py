@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from typing import Annotated, Any, Literal
 
 from expost.autoencoder import Autoencoder
 from expost.density.spec import parse as parse_density
-from expost.identity import stable_repr
+from expost.identity import experiment_name, stable_repr
+from expost.memory import Bounded, machine
 from expost.objectives.base import Objective
 from expost.recipes import overrides
 from expost.recipes.networks import Pair, find_network
@@ -92,7 +92,8 @@ class Experiment(Checked):
     def build(self, seed: int) -> tuple[Autoencoder, Objective]:
         """The untrained model and its objective, with weights drawn from the seed."""
         objective = copy.deepcopy(self.objective)
-        with seeded("init", seed):
+        large = f"the networks {self.network} with latent = {self.latent} do not fit into this machine's memory: choose smaller ones"
+        with seeded("init", seed), Bounded(machine(), large):
             model = find(self.recipe).model(self.task, self.latent, self.pair)
             for owned in objective.modules().values():
                 for module in owned.modules():
@@ -129,11 +130,14 @@ class Experiment(Checked):
                 parse_density(name, 1)
         return changed
 
+    @property
+    def text(self) -> str:
+        """Everything that determines a run of this experiment beside data and seed; time limits do not belong to it."""
+        return stable_repr(dataclasses.replace(self, training=dataclasses.replace(self.training, minutes=None)))
+
     def identity(self, data_hash: str, seed: int) -> str:
         """Eight hex digits that name this experiment's content."""
-        timeless = dataclasses.replace(self, training=dataclasses.replace(self.training, minutes=None))
-        text = f"{stable_repr(timeless)} {data_hash} {seed}"
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return experiment_name(self.text, data_hash, seed)
 
 
 @dataclass(frozen=True)
@@ -172,8 +176,8 @@ class Recipe:
         """Side to pad images of this shape to, or None."""
         return self.pad_to if self.pad_to and budget == "paper" and len(shape) == 3 and max(shape[1:]) < self.pad_to else None
 
-    def prepare(self, task: Task, budget: BudgetName) -> Experiment:
-        if budget not in BUDGETS:
+    def prepare(self, task: Task, budget: BudgetName | Literal[""]) -> Experiment:
+        if budget == "" or budget not in BUDGETS:
             raise ValueError(f'there is no budget "{budget}": choose smoke, cpu or paper')
         d = self.latent(task)
         with seeded("objective", self.name):

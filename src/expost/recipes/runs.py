@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from expost import data
 from expost.autoencoder import Autoencoder
-from expost.checkpoint import RunFolder, versions
+from expost.checkpoint import Description, RunFolder, versions
 from expost.density.base import Codes, Density
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
@@ -27,7 +26,6 @@ from expost.evaluate.protocol import DEFAULT, Scores, score
 from expost.evaluate.quirks import Quirks
 from expost.files import load_tensors, save_tensors
 from expost.history import History
-from expost.identity import stable_repr
 from expost.mean_stage import MeanStage
 from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
 from expost.recipes.wrapped import code_options, rebuild_wrapped
@@ -171,7 +169,7 @@ def train_run(
     dataset: data.Dataset,
     *,
     source: str,
-    budget: str = "",
+    budget: BudgetName | Literal[""] = "",
     settings: dict[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -189,7 +187,7 @@ def train_run(
     """
     folder = RunFolder.at(out) if out is not None else None
     if folder is not None:
-        description = {
+        description: Description = {
             "recipe": experiment.recipe,
             "budget": budget,
             "settings": settings or {},
@@ -201,7 +199,7 @@ def train_run(
                 "shape": list(experiment.task.shape),
                 "train": experiment.task.n,
             },
-            "experiment": stable_repr(experiment),
+            "experiment": experiment.text,
             "identity": experiment.identity(dataset.hash, seed),
             "versions": versions(),
         }
@@ -240,7 +238,7 @@ def prepare_prior(model: Autoencoder, dataset: data.Dataset) -> None:
         model.prior.from_data(dataset.train.x)
 
 
-def _same_run(folder: RunFolder, description: dict[str, Any], resume: bool) -> None:
+def _same_run(folder: RunFolder, description: Description, resume: bool) -> None:
     old = folder.read_recipe()
     if not resume:
         state = "a finished" if folder.model_file.is_file() else "an unfinished"
@@ -267,15 +265,23 @@ def load_run(
     """
     folder = RunFolder.existing(path)
     saved = folder.read_recipe()
-    shape = tuple(saved["data"]["shape"])
+
+    def checked(found: data.Dataset) -> data.Dataset:
+        if found.hash != saved["data"]["hash"]:
+            raise ValueError(
+                f"the data {found.name} is not what {path} was trained on (another content hash): pass the original with --data"
+            )
+        return found
+
+    if dataset is not None:
+        checked(dataset)
+    experiment, model = _rebuild(folder, saved, device, code)  # before data are read and padded to a shape that only the file knows
     if dataset is None:
-        source = data_name or saved["data"]["source"]
+        source, shape = data_name or saved["data"]["source"], experiment.task.shape
         dataset = data.load(source)
         if tuple(dataset.shape) != shape and len(shape) == 3:
             dataset = data.load(source, pad_to=shape[-1])
-    if dataset.hash != saved["data"]["hash"]:
-        raise ValueError(f"the data {dataset.name} is not what {path} was trained on (another content hash): pass the original with --data")
-    experiment, model = _rebuild(folder, saved, Task(dataset.name, shape, len(dataset.train.x)), device, code)
+        checked(dataset)
     return Run(experiment, dataset, model, saved["seed"], folder)
 
 
@@ -298,10 +304,7 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
     """
     folder = RunFolder.existing(path)
     saved = folder.read_recipe()
-    known = saved["data"]
-    if "train" not in known:  # written before the number of examples was kept
-        known["train"] = len(data.load(known["source"]).train.x)
-    experiment, model = _rebuild(folder, saved, Task(known["name"], tuple(known["shape"]), known["train"]), device, code)
+    experiment, model = _rebuild(folder, saved, device, code)
     if density == "prior":
         return model
     fitted = _fresh_density(density, experiment, saved["seed"])
@@ -316,14 +319,16 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
     return model.with_prior(fitted.to(model.device).eval())
 
 
-def _rebuild(
-    folder: RunFolder, saved: dict[str, Any], task: Task, device: str | None, code: str | Sequence[str] = ()
-) -> tuple[Experiment, Autoencoder]:
-    if saved["recipe"].startswith(WRAPPED):
-        experiment, model = rebuild_wrapped(saved, task, str(folder.recipe_file), code)
-    else:
-        experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(json.loads(json.dumps(saved["settings"])))
-        model, _ = experiment.build(saved["seed"])
+def _rebuild(folder: RunFolder, saved: Description, device: str | None, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
+    known = saved["data"]
+    examples = known.get("train") or len(data.load(known["source"]).train.x)  # the first versions did not write their number
+    task = Task(known["name"], tuple(known["shape"]), examples)
+    with folder.bounded():
+        if saved["recipe"].startswith(WRAPPED):
+            experiment, model = rebuild_wrapped(saved, task, str(folder.recipe_file), code)
+        else:
+            experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(saved["settings"])
+            model, _ = experiment.build(saved["seed"])
     folder.load_model(model)
     return experiment, model.to(choose_device(device)).eval()
 

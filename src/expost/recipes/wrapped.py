@@ -10,12 +10,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from expost import data
 from expost.adapt import Origin, interface_of
 from expost.autoencoder import Autoencoder
-from expost.checkpoint import RunFolder, versions
+from expost.checkpoint import Description, RunFolder, versions
 from expost.hashes import state_hash
 from expost.objectives import ELBO, RAE
 from expost.recipes.base import WRAPPED, Experiment, Task
@@ -41,7 +40,7 @@ def save_wrapped(
         raise ValueError(f"{out} already holds a run of {folder.read_recipe()['recipe']}: choose another --out")
     weights = state_hash(model.state_dict(), {})
     text = json.dumps([origin.kind, origin.settings, dataset.hash, seed, weights], sort_keys=True)
-    description = {
+    description: Description = {
         "recipe": WRAPPED + origin.kind,
         "budget": "",
         "settings": origin.settings,
@@ -58,27 +57,26 @@ def save_wrapped(
         "versions": versions(),
     }
     folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_recipe(description)  # first: the weights are tied to it
     folder.save_model(model)
-    folder.write_recipe(description)
     return folder
 
 
-def code_options(saved: dict[str, Any]) -> tuple[str, ...]:
+def code_options(saved: Description) -> tuple[str, ...]:
     """What every command line that opens a run must add for the code that it names; nothing for most runs."""
     if not saved["recipe"].startswith(WRAPPED):
         return ()
-    references = Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"]).references
-    return tuple(part for reference in dict.fromkeys(references.values()) for part in ("--code", reference))
+    return tuple(part for reference in dict.fromkeys(_origin(saved).references.values()) for part in ("--code", reference))
 
 
-def rebuild_wrapped(saved: dict[str, Any], task: Task, where: str, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
+def rebuild_wrapped(saved: Description, task: Task, where: str, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
     """The experiment that stands for a wrapped model, and the model, still without its saved weights.
 
     Args:
         where: the file that ``saved`` comes from, for sentences.
         code: names that the user allows to be run, see :func:`expost.adapt.references.allowed`.
     """
-    model = Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"]).build(where, code)
+    model = _origin(saved).build(where, code)
     interface = interface_of(model)
     mixture = "gmm:10" if interface.latent <= LARGE else "gmm:10:diagonal"
     experiment = Experiment(
@@ -91,3 +89,7 @@ def rebuild_wrapped(saved: dict[str, Any], task: Task, where: str, code: str | S
         densities=("prior" if model.prior is not None else "gaussian", mixture),
     )
     return experiment, model
+
+
+def _origin(saved: Description) -> Origin:
+    return Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"])  # type: ignore[arg-type] # what it is asked for first names unknown kinds
