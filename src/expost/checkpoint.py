@@ -158,17 +158,12 @@ class RunFolder:
         write_json(self.recipe_file, {**recipe, "checksum": _sum(recipe)})
 
     def read_recipe(self) -> Description:
-        """The description of the run, checked: types, ranges, and that it is as it was written."""
-        what = f"{self.recipe_file} does not describe a run"
-        advice = "restore it from a copy, or train again"
+        """The description of the run, its types and ranges checked; whether it is as it was written, :meth:`load_model` checks."""
         value = read_json(self.recipe_file, "the description of a run")
         try:
-            recipe = convert(value, Description, what)
+            return convert(value, Description, f"{self.recipe_file} does not describe a run")
         except ValueError as error:
-            raise ValueError(f"{error}: was it edited, or made by another program? {advice}") from None
-        if recipe.get("checksum", _sum(recipe)) != _sum(recipe) or not _is_itself(recipe):
-            raise ValueError(f"{what} (its fields do not fit each other): it was edited or damaged; {advice}")
-        return recipe
+            raise ValueError(f"{error}: was it edited, or made by another program? restore it from a copy, or train again") from None
 
     def write_history(self, text: str) -> None:
         write_text(self.history_file, text)
@@ -193,11 +188,17 @@ class RunFolder:
         )
 
     def load_model(self, model: nn.Module) -> dict[str, Any]:
-        """Load the trained weights into ``model``; returns their metadata."""
+        """Load the trained weights into ``model``, if recipe.json is as it was written and of the same run; returns their metadata."""
         if not self.model_file.is_file() and self.checkpoint_file.is_file():
             raise ValueError(f"the run {self.path} is not finished: continue it with --resume")
+        recipe = self.read_recipe() if self.recipe_file.is_file() else None
+        if recipe is not None and not (recipe.get("checksum", _sum(recipe)) == _sum(recipe) and _is_itself(recipe)):
+            raise ValueError(
+                f"{self.recipe_file} does not describe a run (its fields do not fit each other): it was edited or damaged; "
+                "restore it from a copy, or train again"
+            )
         tensors, meta = load_tensors(self.model_file, "the weights of a run")
-        if "run" in meta and self.recipe_file.is_file() and meta["run"] != _sum(self.read_recipe()):
+        if recipe is not None and meta.get("run", _sum(recipe)) != _sum(recipe):
             raise ValueError(
                 f"{self.model_file} holds the weights of another run than {self.recipe_file} describes: restore both from a copy, or train again"
             )
