@@ -327,8 +327,11 @@ def _rebuild(folder: RunFolder, saved: Description, device: str | None, code: st
         if saved["recipe"].startswith(WRAPPED):
             experiment, model = rebuild_wrapped(saved, task, str(folder.recipe_file), code)
         else:
-            experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(saved["settings"])
-            model, _ = experiment.build(saved["seed"])
+            try:
+                experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(saved["settings"])
+                model, _ = experiment.build(saved["seed"])
+            except ValueError as error:
+                raise ValueError(f"{folder.recipe_file}: {error}") from None
     folder.load_model(model)
     return experiment, model.to(choose_device(device)).eval()
 
