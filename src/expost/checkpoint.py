@@ -28,6 +28,7 @@ from expost.schema import Meta, convert
 __all__ = ["DataDescription", "Description", "RunFolder", "load_weights", "prefixed", "split_prefix", "versions"]
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Pixels = Annotated[int, Meta(ge=1, le=2**24)]
 
 
 class DataDescription(TypedDict):
@@ -35,6 +36,15 @@ class DataDescription(TypedDict):
 
     source: Annotated[str, Meta(min_length=1, max_length=4096)]
     """where it was, as the user gave it: a name or a path"""
+    path: NotRequired[Annotated[str, Meta(min_length=1, max_length=4096)]]
+    """the same as an absolute path, if it was a folder or file"""
+    size: NotRequired[Pixels]
+    crop: NotRequired[Pixels]
+    pad_to: NotRequired[Pixels]
+    val: NotRequired[int | float]
+    max_items: NotRequired[Annotated[int, Meta(ge=1)]]
+    seed: NotRequired[int]
+    """what :func:`expost.data.load` was told beside the name"""
     name: Name
     hash: Name
     shape: Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(min_length=1, max_length=3)]

@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from expost.cli.commands import COMMANDS, Failure
+    from expost.cli.options import as_options
     from expost.schema import check_fields
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("EXPOST_TRACEBACK"):
             raise
-        print(f"expost: {sentence(error)}", file=sys.stderr)
+        print(f"expost: {as_options(sentence(error), command)}", file=sys.stderr)
         return 2
     return 0
 

@@ -17,14 +17,21 @@ from expost.files import read_json, write_json
 from expost.identity import code_hash
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
-from expost.recipes.runs import plan
 from expost.recipes.verdict import word
 
 __all__ = ["check_claims"]
 
 
 def check_claims(
-    paper: str | None, source: str, budget: Any, seed: int, root: Path, device: str | None, *, only_list: bool = False
+    paper: str | None,
+    source: str,
+    budget: Any,
+    seed: int,
+    root: Path,
+    device: str | None,
+    *,
+    only_list: bool = False,
+    loading: dict[str, Any] | None = None,
 ) -> list[str]:
     """Print claims with verdicts; returns the ids of M and S claims that do not hold."""
     chosen = claims_of(paper)
@@ -36,7 +43,7 @@ def check_claims(
     def say(text: str) -> None:
         print(f"  ... {text}", file=sys.stderr, flush=True)
 
-    lab = Lab(source, budget, Path(root), seed, device, say=say)
+    lab = Lab(source, budget, Path(root), seed, device, say=say, loading=loading or {})
     cache_file = Path(root) / "claims.json"
     cache: dict[str, Any] = read_json(cache_file, "the cache of claims") if cache_file.is_file() else {}
     runs = functools.cache(lambda paper: _runs(lab, paper))  # loads the data: once, not for every claim
@@ -98,5 +105,5 @@ def _runs(lab: Lab, paper: str) -> str:
         wanted = [(f"manoj2018/{name}", lab.source) for name in ("vae", "omega-vae")]
     else:
         wanted = [(row.name, lab.source) for row in (*ghosh2020.RECIPES, *dai2019.RECIPES)]
-    experiments = (plan(recipe, data_name=source, budget=lab.budget) for recipe, source in wanted)
+    experiments = (lab.plan(recipe, source=source) for recipe, source in wanted)
     return " ".join(experiment.identity(dataset.hash, lab.seed) for experiment, dataset in experiments)

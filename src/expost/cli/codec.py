@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import Count, OpensRun
+from expost.cli.options import Count, OpensModel, OpensRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ class Compress(OpensRun):
         else:
             from expost.cli.commands import load
 
-            x = getattr(load(self.folder, self.data, "cpu", self.code).dataset, self.split or "test").x
+            x = getattr(load(self.folder, self.data, "cpu", self).dataset, self.split or "test").x
         if self.n is not None:
             x = x[: self.n]
         if self.binarise:
@@ -129,7 +129,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 @dataclass
-class Decompress(OpensRun):
+class Decompress(OpensModel):
     """Bring back the images of a compressed file, exactly as they were compressed."""
 
     file: Positional[Path]

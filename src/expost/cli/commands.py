@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +12,7 @@ from expost.cli.codec import Compress, Decompress
 from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
-from expost.cli.options import Count, OpensRun, Positive
+from expost.cli.options import Count, DataOptions, OpensRun, Positive
 from expost.cli.reproduce import Reproduce
 from expost.cli.sweep import Sweep
 from expost.cli.wrap import Wrap
@@ -84,7 +83,7 @@ class List:
 
 
 @dataclass
-class Train:
+class Train(DataOptions):
     """Train a recipe on a data set."""
 
     recipe: Positional[str]
@@ -120,7 +119,7 @@ class Train:
             settings["training.minutes"] = self.minutes
         if self.device is not None:
             choose_device(self.device)
-        experiment, dataset = plan(self.recipe, data_name=self.data, budget=self.budget, settings=settings)
+        experiment, dataset = plan(self.recipe, data_name=self.data, budget=self.budget, settings=settings, loading=self.loading())
         model, _ = experiment.build(self.seed)
         parameters = sum(p.numel() for p in model.parameters())
         folder = self.out or Path("runs") / f"{self.recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{self.seed}"
@@ -157,13 +156,13 @@ class Train:
         echo(f"wrote {folder}")
 
 
-def load(folder: Path, data: str | None, device: str | None, code: Sequence[str]) -> Run:
-    """The run of a folder: the one way in which commands open it; ``code``: names that the user allows to be run."""
+def load(folder: Path, data: str | None, device: str | None, options: OpensRun) -> Run:
+    """The run of a folder: the one way in which commands open it."""
     from expost.recipes.runs import choose_device, load_run
 
     if device is not None:
         choose_device(device)
-    return load_run(folder, data_name=data, device=device, code=code)
+    return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading())
 
 
 @dataclass
@@ -186,7 +185,7 @@ class Density(OpensRun):
 
         from expost.results import Table
 
-        run = load(self.folder, self.data, self.device, self.code)
+        run = load(self.folder, self.data, self.device, self)
         codes = {"mean": (run.codes[:10_000], run.model.latents(run.dataset.val.x, at="mean"))}
         table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
         for spec in self.specs:
@@ -239,7 +238,7 @@ class Sample(OpensRun):
 
         if self.out is None and self.grid is None:
             raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
-        run = load(self.folder, self.data, self.device, self.code)
+        run = load(self.folder, self.data, self.device, self)
         spec = self.density or run.experiment.densities[-1]
         images = run.model.with_prior(run.density(spec)).generate(self.n, seed=self.seed).clamp(0, 1).cpu()
         if self.out is not None:
@@ -252,7 +251,7 @@ class Sample(OpensRun):
 
 
 @dataclass
-class Claims:
+class Claims(DataOptions):
     """Check the papers' claims: measured figure and verdict for each, training what is needed."""
 
     paper: Positional[str | None] = None
@@ -273,7 +272,9 @@ class Claims:
     def run(self) -> None:
         from expost.cli.claims import check_claims
 
-        broken = check_claims(self.paper, self.data, self.budget, self.seed, self.runs, self.device, only_list=self.list)
+        broken = check_claims(
+            self.paper, self.data, self.budget, self.seed, self.runs, self.device, only_list=self.list, loading=self.loading()
+        )
         if broken:
             raise Failure(f"claims that must or should hold and do not: {', '.join(broken)}")
 

@@ -58,7 +58,7 @@ class Diagnose(OpensRun):
         from expost.report.figures import chart_sections, strip_sections
 
         start = time.monotonic()
-        run = load(self.folder, self.data, self.device, self.code)
+        run = load(self.folder, self.data, self.device, self)
         density = self.density or (run.experiment.densities[0] if run.experiment.densities else "gmm:10")
         report = diagnose_run(run, density, n=self.n, seed=self.seed, classes=self.classes)
         out = self.out or self.folder / "diagnosis"

@@ -85,7 +85,7 @@ class Evaluate(OpensRun, Shared):
         from expost.report import save_panels
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
-        run = load(self.folder, self.data, own_device(self.device), self.code)
+        run = load(self.folder, self.data, own_device(self.device), self)
         extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
         scores = run.score(

@@ -57,7 +57,7 @@ class Likelihood(OpensRun):
         from expost.objectives.noise import binarised, dequantised
         from expost.recipes.runs import as_prior
 
-        run = load(self.folder, self.data, self.device, self.code)
+        run = load(self.folder, self.data, self.device, self)
         x = run.dataset.test.x[: self.n]
         if self.dequantise and self.binarise:
             raise ValueError("images are either binary or dequantised: give --binarise or --dequantise, not both")

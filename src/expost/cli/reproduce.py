@@ -10,11 +10,13 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from expost.cli.options import DataOptions
+
 __all__ = ["Reproduce"]
 
 
 @dataclass
-class Reproduce:
+class Reproduce(DataOptions):
     """Reproduce a table or figure of a paper: measured, published and a verdict side by side. What was trained before is not trained again."""
 
     target: Positional[str]
@@ -48,7 +50,7 @@ class Reproduce:
             print(f"  ... {text}", file=sys.stderr, flush=True)
 
         data = self.data or target.data
-        lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say)
+        lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say, loading=self.loading())
         made = target.make(lab)
         name = f"{self.target.replace('/', '-')}-{Path(data).name}-{self.budget}-{self.seed}"
         out = self.out or Path("runs/reproduce") / name

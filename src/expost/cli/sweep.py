@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from expost.cli.options import Count, Positive
+from expost.cli.options import Count, DataOptions, Positive
 from expost.schema import Meta
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["Sweep"]
 
 
 @dataclass
-class Sweep:
+class Sweep(DataOptions):
     """Train many runs: every combination of recipes, data sets, cases, grid and seeds. What is done is skipped, what was interrupted is resumed."""
 
     recipes: Positional[tuple[str, ...]]
@@ -90,6 +90,7 @@ class Sweep:
             cases=[dict(map(parse, case.split())) for case in self.case],
             grid=grid,
             seeds=self.seeds,
+            loading=self.loading(),
         )
         if self.dry_run:
             _show(jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from expost.cli.options import Count
+from expost.cli.options import DataOptions, as_options
 
 __all__ = ["Wrap"]
 
 
 @dataclass
-class Wrap:
+class Wrap(DataOptions):
     """Make a run folder of a model from elsewhere: your own networks, a Pythae folder, a diffusers AutoencoderKL."""
 
     source: Positional[str]
@@ -47,8 +46,6 @@ class Wrap:
     """package.module:function of a Pythae model's own decoder: a function or class without arguments"""
     networks: Literal["auto", "mlp", "mnist-conv"] = "auto"
     """networks of a Pythae model that does not use the default ones: mnist-conv, those of its MNIST benchmark"""
-    pad_to: Count | None = None
-    """pad the images with zeros to so many pixels a side"""
     out: Path | None = None
     """folder to write; default: runs/wrapped-NAME"""
     seed: int = 0
@@ -68,20 +65,16 @@ class Wrap:
         folder = self.out or Path("runs") / f"wrapped-{_name(self.source)}"
         if RunFolder.at(folder).recipe_file.is_file():
             raise ValueError(f"{folder} already holds a run: choose another --out")
-        dataset = data.load(self.data)
-        wanted, pad_to = shape_of(self.source, kind), self.pad_to
-        if pad_to is None and wanted is not None and len(wanted) == len(dataset.shape) == 3 and max(dataset.shape[1:]) < wanted[-1]:
-            pad_to = wanted[-1]
-        if pad_to is not None:
-            dataset = data.load(self.data, pad_to=pad_to)
-        try:
-            model, origin = open_source(self.source, dataset.train.x, kind, self._options(), self.seed)
-        except ValueError as error:
-            raise ValueError(as_options(str(error))) from error
+        options = self.loading()
+        dataset = data.load(self.data, **options)
+        wanted = shape_of(self.source, kind)
+        if self.pad_to is None and wanted is not None and len(wanted) == len(dataset.shape) == 3 and max(dataset.shape[1:]) < wanted[-1]:
+            dataset = data.load(self.data, **options, pad_to=wanted[-1])
+        model, origin = open_source(self.source, dataset.train.x, kind, self._options(), self.seed)
         model = model.to(device)
         found = check(model, dataset.test.x[:2000], mean_image=_mean_image(dataset.train.x))
         saved = save_wrapped(folder, model, origin, dataset, source=self.data, seed=self.seed, name=self.source)
-        print(as_options(str(found.table(f"{self.source} ({kind}) on {found.n} test images of {dataset.name}"))), flush=True)
+        print(as_options(str(found.table(f"{self.source} ({kind}) on {found.n} test images of {dataset.name}")), self), flush=True)
         densities = "gmm:10" if found.interface.latent <= 256 else "gmm:10:diagonal"
         code = code_options(saved.read_recipe())
         print(f"wrote {folder}; next{' (the folder names your code, which runs only where you name it, too)' if code else ''}:")
@@ -112,16 +105,6 @@ class Wrap:
         if self.input_shape:
             options["input_shape"] = _numbers(self.input_shape, "input-shape", int)
         return options
-
-
-def as_options(text: str) -> str:
-    """A sentence of the Python API in the words of the command line.
-
-    >>> as_options("say posterior='mean-logvar'; a range of (-1, 1) would do")
-    'say --posterior mean-logvar; --range=-1,1 would do'
-    """
-    text = re.sub(r"\b(posterior|outputs|likelihood|gamma|prior)=[\"']([\w-]+)[\"']", r"--\1 \2", text)
-    return re.sub(r"a range of \((-?[\d.]+), (-?[\d.]+)\)", r"--range=\1,\2", text)
 
 
 def _numbers(text: str, flag: str, kind: type) -> tuple[Any, ...]:

@@ -8,7 +8,9 @@ one shape and one type in all splits, as many labels as data. Later code relies 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +53,7 @@ class Dataset:
         train, val, test: the splits.
         hash: the first 16 hexadecimal digits of a SHA-256 over shapes, types, bytes and labels of all three: equal data, equal hash.
         notes: what a reader of numbers must know (how the splits were made, lossy images ...).
+        origin: the arguments of :func:`expost.data.load` that make it again, places as absolute paths; empty if it was not loaded.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Dataset:
     test: Split
     hash: str
     notes: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, train: Split, val: Split, test: Split, notes: tuple[str, ...] = ()) -> Dataset:

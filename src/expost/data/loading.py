@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,9 @@ def load(
         seed: of random splits and of drawn points. The splits of known data sets do not depend on it.
         max_items: at most so many examples of each split.
 
+    The result's ``origin`` has the arguments that were given, a place as an absolute path: ``load(**dataset.origin)`` loads the same again from
+    wherever one stands.
+
     Raises:
         ValueError: in one sentence, if there is no such data set, or something is wrong with the data.
 
@@ -110,17 +113,32 @@ def load(
     for what, number in {"pad_to": pad_to, "size": size, "crop": crop}.items():
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1 pixel, not {number}")
-    name, parts = separate(os.fspath(name))
-    if parts:
-        whole = load(name, path=path, pad_to=pad_to, size=size, crop=crop, cache=cache, val=val, seed=seed, max_items=max_items)
-        for kind, value in parts:
-            whole = subset(whole, kind, value, seed)
-        return whole
+    base, parts = separate(os.fspath(name))
+    dataset, place = _whole(base, path, pad_to, size, crop, cache, val, seed, max_items)
+    for kind, value in parts:
+        dataset = subset(dataset, kind, value, seed)
+    chosen = {"pad_to": pad_to, "size": size, "crop": crop, "val": val, "seed": seed or None, "max_items": max_items}
+    origin = {"name": os.fspath(name), "path": None if place is None else str(place)}
+    return replace(dataset, origin={**origin, **{option: value for option, value in chosen.items() if value is not None}})
+
+
+def _whole(
+    name: str,
+    path: str | os.PathLike[str] | None,
+    pad_to: int | None,
+    size: int | None,
+    crop: int | None,
+    cache: str | os.PathLike[str] | None,
+    val: int | float | None,
+    seed: int,
+    max_items: int | None,
+) -> tuple[Dataset, Path | None]:
+    """A data set without parts by class, and the absolute path that it was read from, if it lies in a folder or file."""
     if name in toy.TOYS and path is None:
         if any(option is not None for option in (pad_to, size, crop)):
             raise ValueError(f"{name} is points, not images: leave out pad_to, size and crop")
-        return _toy(name, val, seed, max_items)
-    identity, opener, known, title = _find(name, path)
+        return _toy(name, val, seed, max_items), None
+    identity, opener, known, title, place = _find(name, path)
     if known is not None:
         crop = known.crop if crop is None else crop
         size = known.size if size is None else size
@@ -139,7 +157,7 @@ def load(
         splits[part] = Split(_pad(_take(x, at), pad_to, title), None if labels is None or bool((labels == -1).all()) else labels)
     if known is not None and known.lossless:
         said = [note.replace("(lossy)", f"(lossy; {title} itself is not): say so beside any number") for note in said]
-    return Dataset.of(title, **splits, notes=(*source.notes, *notes, *said))
+    return Dataset.of(title, **splits, notes=(*source.notes, *notes, *said)), place
 
 
 def _toy(name: str, val: int | float | None, seed: int, max_items: int | None) -> Dataset:
@@ -153,32 +171,32 @@ def _toy(name: str, val: int | float | None, seed: int, max_items: int | None) -
     return Dataset.of(name, **splits, notes=(f"drawn with seed {seed}",))
 
 
-def _find(name: str, path: str | os.PathLike[str] | None) -> tuple[Any, Callable[[], Source], Known | None, str]:
-    """What a name or a path means: its identity for the cache, how to open it, the rules it follows, and what it is called."""
+def _find(name: str, path: str | os.PathLike[str] | None) -> tuple[Any, Callable[[], Source], Known | None, str, Path | None]:
+    """What a name or a path means: its identity for the cache, how to open it, the rules it follows, what it is called, and its place here."""
     from expost.data import folder
 
     title = _canonical(name)
     if path is None and title == "digits":
-        return None, _digits, None, title
+        return None, _digits, None, title, None
     if path is None and title in KNOWN:
         known = KNOWN[title]
-        return {"hub": known.hub}, partial(_hub, known.hub, known), known, title
+        return {"hub": known.hub}, partial(_hub, known.hub, known), known, title, None
     place = Path(os.path.abspath(os.path.expanduser(os.fspath(path) if path is not None else name)))
     if not place.exists():
         is_file = name.lower().endswith(folder.SUFFIXES)
         if path is None and name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/") and not is_file:
-            return {"hub": name}, partial(_hub, name, None), None, name.split("/")[1]
+            return {"hub": name}, partial(_hub, name, None), None, name.split("/")[1], None
         if path is None and os.sep not in name and not is_file:
             raise _unknown(name)
         raise ValueError(f"{place} does not exist: check the path")
-    if path is None:
-        title = _canonical(place.name if place.is_dir() else place.stem)
-        title = title if title in KNOWN else place.name
-    elif title in toy.TOYS or title == "digits":
+    if path is not None and (title in toy.TOYS or title == "digits"):
         raise ValueError(f"{title} needs no path: leave it out, or give your data another name")
+    called = place if path is None or Path(name).name in ("", "..") else Path(name)
+    title = _canonical(called.name if place.is_dir() else called.stem)
+    title = title if title in KNOWN else called.name
     chosen = KNOWN.get(title)
     identity, opener = folder.open_folder(place, celeba=title == "celeba", labelled=chosen is None or chosen.labelled)
-    return identity, opener, chosen, title
+    return identity, opener, chosen, title, place
 
 
 def _canonical(name: str) -> str:

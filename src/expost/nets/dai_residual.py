@@ -109,7 +109,7 @@ def dai_residual_decoder(latent: int, shape: Shape, out: int, *, base: int = 32,
         to = 1 << (max(height, width, 4) - 1).bit_length()
         raise ValueError(
             f"the residual decoder of Dai & Wipf needs square images of a power of two, not {height}x{width}: "
-            f"pad the images to {to}x{to} with data.load(..., pad_to={to})"
+            f"pad the images to {to}x{to} (pad_to={to})"
         )
     widths = [min(base << i, LARGEST) for i in range(height.bit_length() - 1)][::-1]
     layers: list[nn.Module] = [Linear(latent, 4 * widths[0]), Maps(widths[0], 2, 2)]

@@ -21,7 +21,9 @@ def manoj_encoder(shape: Shape, out: int) -> nn.Module:
     """x (B, C, H, W) -> (B, out). ``ValueError`` below 16x16."""
     channels, height, width = image(shape, out)
     if min(height, width) < 16:
-        raise ValueError(f"this encoder halves the image four times and needs at least 16x16, not {height}x{width}: use small_encoder")
+        raise ValueError(
+            f"this encoder halves the image four times and needs at least 16x16, not {height}x{width}: enlarge the images (size=16), or take smaller networks (network=small)"
+        )
     layers: list[nn.Module] = []
     for filters in (128, 256, 512, 1024):
         layers += [Conv2d(channels, filters, 4, 2, 1), nn.BatchNorm2d(filters), nn.ReLU()]

@@ -82,7 +82,7 @@ def multiple(shape: Shape, of: int, net: str) -> None:
         to = -(-max(height, width) // of) * of
         raise ValueError(
             f"{net} needs height and width to be multiples of {of}, not {height}x{width}: "
-            f"pad the images to {to}x{to} with data.load(..., pad_to={to})"
+            f"pad the images to {to}x{to} (pad_to={to}), or take networks for any size (network=small)"
         )
 
 

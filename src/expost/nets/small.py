@@ -22,7 +22,9 @@ def _sizes(shape: Shape, out: int, width: int) -> list[tuple[int, int]]:
     """(H, W) after 0, 1, 2, 3 halvings."""
     _, height, width_ = image(shape, out)
     if min(height, width_) < 8:
-        raise ValueError(f"the small nets need images of at least 8x8, not {height}x{width_}: use mlp_encoder and mlp_decoder")
+        raise ValueError(
+            f"the small nets need images of at least 8x8, not {height}x{width_}: enlarge the images (size=8), or take a perceptron (network=mlp)"
+        )
     if width < 1:
         raise ValueError(f"width, the number of channels after the first layer, must be at least 1, not {width}")
     return [(-(-height // (1 << i)), -(-width_ // (1 << i))) for i in range(HALVINGS + 1)]

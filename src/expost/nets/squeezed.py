@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expost.nets.layers import Conv2d, Linear
-from expost.nets.shapes import Maps, Rows, Shape, image
+from expost.nets.shapes import Maps, Rows, Shape, image, multiple
 
 __all__ = ["maps_decoder", "maps_encoder", "squeezed_decoder", "squeezed_encoder"]
 
@@ -33,10 +33,7 @@ class Block(nn.Module):
 
 def _quarter(shape: Shape, out: int) -> tuple[int, int, int]:
     channels, height, width = image(shape, out)
-    if height % 4 or width % 4:
-        raise ValueError(
-            f"the squeezed nets need height and width divisible by 4, not {height}x{width}: use small_encoder and small_decoder"
-        )
+    multiple(shape, 4, "the squeezed net")
     return channels, height // 4, width // 4
 
 

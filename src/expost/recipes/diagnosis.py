@@ -22,6 +22,7 @@ from expost.evaluate.choose import extractor_of
 from expost.evaluate.classifier import TrainedClassifier
 from expost.objectives import ELBO
 from expost.recipes.class_report import class_report
+from expost.recipes.origin import arguments
 from expost.recipes.runs import Run, fitted_at
 from expost.recipes.strips import SHOWN, Strips
 from expost.recipes.wrapped import code_options
@@ -147,8 +148,7 @@ def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior
         "expost",
         "train",
         recipe,
-        "--data",
-        saved["data"]["source"],
+        *arguments(saved["data"]),
         "--budget",
         saved["budget"],
         "--seed",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Job:
     Attributes:
         recipe, data, budget, settings, seed: as ``expost train`` takes them.
         folder: where it lies.
+        loading: options of :func:`expost.data.load`.
     """
 
     recipe: str
@@ -42,6 +43,7 @@ class Job:
     settings: dict[str, Any]
     seed: int
     folder: Path
+    loading: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,6 +57,7 @@ class Job:
             "settings": self.settings,
             "seed": self.seed,
             "folder": str(self.folder.absolute()),
+            "loading": self.loading,
         }
 
     @classmethod
@@ -72,6 +75,7 @@ def expand(
     cases: Sequence[Mapping[str, Any]] = (),
     grid: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] = (0,),
+    loading: Mapping[str, Any] | None = None,
 ) -> list[Job]:
     """All runs of a sweep, in the order of the arguments, seeds innermost. Nothing is trained; the data are loaded to know their hashes.
 
@@ -83,6 +87,7 @@ def expand(
         cases: settings that go together; each case makes its own runs. None given: one case without settings.
         grid: setting -> its values; every combination is a run.
         seeds: of each.
+        loading: options of :func:`expost.data.load`: size, crop, pad_to, val.
 
     Raises:
         ValueError: an unknown name, a setting that is given twice or cannot be set, two runs that are the same.
@@ -95,14 +100,14 @@ def expand(
     _given_once([shared, axes, *cases])
     jobs: list[Job] = []
     for recipe, name in itertools.product(recipes, data or (None,)):
-        base, dataset = plan(recipe, data_name=name, budget=budget)
+        base, dataset = plan(recipe, data_name=name, budget=budget, loading=loading)
         for case, values in itertools.product(cases or ({},), itertools.product(*axes.values())):
             wanted = _as_json({**shared, **case, **dict(zip(axes, values, strict=True))})
             experiment = base.override(wanted)
             _ = experiment.pair  # an unknown network is a mistake of the whole sweep
             for seed in seeds:
                 folder = run_path(root, experiment, dataset, budget, seed)
-                jobs.append(Job(recipe, name or find(recipe).data, budget, wanted, seed, folder))
+                jobs.append(Job(recipe, name or find(recipe).data, budget, wanted, seed, folder, dict(loading or {})))
     _different(jobs)
     return jobs
 

@@ -5,7 +5,7 @@ Claims and tables ask the lab for what they need; a run is trained once per (exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,7 @@ class Lab:
         root: folder of the runs.
         seed: of every run.
         say: called with one line about what is being done.
+        loading: options of :func:`expost.data.load` for the source and its parts; toy densities take none.
     """
 
     source: str = "mnist"
@@ -55,9 +56,16 @@ class Lab:
     device: str | None = None
     progress: bool | None = None
     say: Callable[[str], None] = silent
+    loading: Mapping[str, Any] = field(default_factory=dict)
     _runs: dict[str, Run] = field(default_factory=dict, repr=False)
     _extractors: dict[str, tuple[Extractor, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def plan(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None) -> tuple[Experiment, data.Dataset]:
+        """What :meth:`run` would train, and on what."""
+        source = source or self.source
+        loading = {} if source in data.toy.TOYS else self.loading
+        return plan(recipe, data_name=source, budget=self.budget, settings=settings, loading=loading)
 
     def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None, watch: Watch | None = None) -> Run:
         """The trained run of a recipe: from memory, from its folder, or trained now; on the lab's data unless ``source`` names other.
@@ -65,7 +73,7 @@ class Lab:
         ``watch`` is asked at every validation, and only if the run is trained now.
         """
         source = source or self.source
-        experiment, dataset = plan(recipe, data_name=source, budget=self.budget, settings=settings)
+        experiment, dataset = self.plan(recipe, settings, source=source)
         identity = experiment.identity(dataset.hash, self.seed)
         if identity not in self._runs:
             path = run_path(self.root, experiment, dataset, self.budget, self.seed)
@@ -126,4 +134,4 @@ class Lab:
 
     @cached_property
     def dataset(self) -> data.Dataset:
-        return data.load(self.source)
+        return data.load(self.source, **self.loading)

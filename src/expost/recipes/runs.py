@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from expost.files import load_tensors, save_tensors
 from expost.history import History
 from expost.mean_stage import MeanStage
 from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
+from expost.recipes.origin import describe, load_again
 from expost.recipes.wrapped import code_options, rebuild_wrapped
 from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
@@ -150,15 +151,24 @@ def _weights_name(model: Autoencoder) -> str:
 
 
 def plan(
-    recipe: str, *, data_name: str | None = None, budget: BudgetName = "cpu", settings: dict[str, Any] | None = None
+    recipe: str,
+    *,
+    data_name: str | None = None,
+    budget: BudgetName = "cpu",
+    settings: dict[str, Any] | None = None,
+    loading: Mapping[str, Any] | None = None,
 ) -> tuple[Experiment, data.Dataset]:
-    """The experiment and the data that a command line describes, without training."""
+    """The experiment and the data that a command line describes, without training.
+
+    Args:
+        loading: options of :func:`expost.data.load`: size, crop, pad_to, val.
+    """
     row = find(recipe)
-    name = data_name or row.data
-    dataset = data.load(name)
+    name, options = data_name or row.data, dict(loading or {})
+    dataset = data.load(name, **options)
     padding = row.padding(budget, dataset.shape)
     if padding:
-        dataset = data.load(name, pad_to=padding)
+        dataset = data.load(name, **{**options, "pad_to": padding})
     task = Task(dataset.name, tuple(dataset.shape), len(dataset.train.x))
     experiment = row.prepare(task, budget).override(settings or {})
     return experiment, dataset
@@ -192,13 +202,7 @@ def train_run(
             "budget": budget,
             "settings": settings or {},
             "seed": seed,
-            "data": {
-                "source": source,
-                "name": dataset.name,
-                "hash": dataset.hash,
-                "shape": list(experiment.task.shape),
-                "train": experiment.task.n,
-            },
+            "data": describe(dataset, source),
             "experiment": experiment.text,
             "identity": experiment.identity(dataset.hash, seed),
             "versions": versions(),
@@ -256,12 +260,14 @@ def load_run(
     device: str | None = None,
     dataset: data.Dataset | None = None,
     code: str | Sequence[str] = (),
+    loading: Mapping[str, Any] | None = None,
 ) -> Run:
     """A finished run from its folder.
 
     Args:
         data_name: where the data is now, if it has moved.
         code: the ``package.module:function`` of a wrapped model, allowed to be run if it is what the folder names; nothing else is.
+        loading: options of :func:`expost.data.load` in place of those that the run was trained with.
     """
     folder = RunFolder.existing(path)
     saved = folder.read_recipe()
@@ -269,7 +275,7 @@ def load_run(
     def checked(found: data.Dataset) -> data.Dataset:
         if found.hash != saved["data"]["hash"]:
             raise ValueError(
-                f"the data {found.name} is not what {path} was trained on (another content hash): pass the original with --data"
+                f"the data {found.name} is not what {path} was trained on (another content hash): pass the original (data_name=...)"
             )
         return found
 
@@ -277,11 +283,7 @@ def load_run(
         checked(dataset)
     experiment, model = _rebuild(folder, saved, device, code)  # before data are read and padded to a shape that only the file knows
     if dataset is None:
-        source, shape = data_name or saved["data"]["source"], experiment.task.shape
-        dataset = data.load(source)
-        if tuple(dataset.shape) != shape and len(shape) == 3:
-            dataset = data.load(source, pad_to=shape[-1])
-        checked(dataset)
+        dataset = checked(load_again(saved["data"], path, data_name=data_name, loading=loading))
     return Run(experiment, dataset, model, saved["seed"], folder)
 
 
@@ -321,7 +323,7 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
 
 def _rebuild(folder: RunFolder, saved: Description, device: str | None, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
     known = saved["data"]
-    examples = known.get("train") or len(data.load(known["source"]).train.x)  # the first versions did not write their number
+    examples = known.get("train") or len(load_again(known, folder.path).train)  # the first versions did not write their number
     task = Task(known["name"], tuple(known["shape"]), examples)
     with folder.bounded():
         if saved["recipe"].startswith(WRAPPED):

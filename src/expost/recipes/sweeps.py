@@ -15,7 +15,6 @@ from expost.evaluate.features import cached_features, extract
 from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.objectives import ELBO
 from expost.recipes.lab import Lab
-from expost.recipes.runs import plan
 from expost.results import Curve
 from expost.train import Watch
 
@@ -30,7 +29,7 @@ WATCHED = "reconstruction FD"
 
 def during_training(lab: Lab) -> dict[int, Curve]:
     """k -> FD of test reconstructions against epochs. The FD has the lab's extractor and at most 10 000 test images."""
-    _, dataset = plan(RECIPE, data_name=lab.source, budget=lab.budget)
+    _, dataset = lab.plan(RECIPE)
     extractor, _ = lab.extractor(dataset)
     test = dataset.test.x[:10_000]
     reference = FeatureStats.from_features(cached_features(extractor, test))
@@ -47,7 +46,7 @@ def during_training(lab: Lab) -> dict[int, Curve]:
 
 def _shorter(lab: Lab, k: int) -> dict[str, Any]:
     """Settings of one run: k samples, half the recipe's length."""
-    experiment, _ = plan(RECIPE, data_name=lab.source, budget=lab.budget)
+    experiment, _ = lab.plan(RECIPE)
     unit = "epochs" if experiment.training.epochs is not None else "steps"
     return {"objective.samples": k, f"training.{unit}": max(1, getattr(experiment.training, unit) // 2)}
 
@@ -77,7 +76,7 @@ class Weighted:
 
 def kl_weights(lab: Lab) -> list[Weighted]:
     """Scores of the VAE over β, in increasing order of β."""
-    experiment, _ = plan(RECIPE, data_name=lab.source, budget=lab.budget)
+    experiment, _ = lab.plan(RECIPE)
     assert isinstance(experiment.objective, ELBO)
     default = experiment.objective.beta
     found = []

@@ -60,7 +60,7 @@ def train(job: Job, *, device: str | None = None, again: bool = False) -> str:
         ValueError: what is in the way, in one sentence; a loss that was not finite is returned, not raised.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    experiment, dataset = plan(job.recipe, data_name=job.data, budget=job.budget, settings=job.settings)
+    experiment, dataset = plan(job.recipe, data_name=job.data, budget=job.budget, settings=job.settings, loading=job.loading)
     if run_path(job.folder.parent, experiment, dataset, job.budget, job.seed) != job.folder:
         raise ValueError(f"{job.data} or the code of {job.recipe} has changed since {job.name} was planned: start the sweep again")
     if again and state(job.folder) == "diverged":

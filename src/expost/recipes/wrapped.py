@@ -18,6 +18,7 @@ from expost.checkpoint import Description, RunFolder, versions
 from expost.hashes import state_hash
 from expost.objectives import ELBO, RAE
 from expost.recipes.base import WRAPPED, Experiment, Task
+from expost.recipes.origin import describe
 from expost.training import Training
 
 __all__ = ["code_options", "rebuild_wrapped", "save_wrapped"]
@@ -46,13 +47,7 @@ def save_wrapped(
         "settings": origin.settings,
         "seed": seed,
         "source": name,
-        "data": {
-            "source": source,
-            "name": dataset.name,
-            "hash": dataset.hash,
-            "shape": list(dataset.shape),
-            "train": len(dataset.train.x),
-        },
+        "data": describe(dataset, source),
         "identity": hashlib.sha256(text.encode()).hexdigest()[:8],
         "versions": versions(),
     }
