@@ -1,163 +1,132 @@
-"""Twenty SIGKILLs at random steps, each resumed: are the final weights those of an uninterrupted run, bit for bit?
+"""Every recipe, interrupted by SIGINT, SIGTERM and SIGKILL and resumed: are the weights those of an uninterrupted run, bit for bit?
 
-    python benchmarks/resume_kills.py                 20 trials, two threads; prints the count
-    python benchmarks/resume_kills.py --trials 2      a quick look
+    python benchmarks/resume_kills.py                              all recipes, three signals each; prints a table
+    python benchmarks/resume_kills.py ghosh2020/rae --signals KILL      a quick look
 
-Each trial has its own seed and three fresh interpreters: an uninterrupted reference; a run that is killed with SIGKILL once it has reached
-a random step, at a random moment within it; and its resumption. Compared are all tensors of ``model.safetensors`` and all rows of the
-history (but for the clock). The run is a batch-normalised convolutional VAE with learned decoder variance on 28x28 images, batches of 100,
-with best weights by validation; everything else is ``Training``'s defaults, save for the interval between checkpoints: 30 seconds by
-default, which is longer than this run, so that a killed one would simply start anew; here it is ``--checkpoint-every`` seconds.
+For each recipe an uninterrupted run of ``expost train`` with the networks of the ``cpu`` budget, and for each signal a run that gets it at a
+random moment after its first checkpoint exists, and is resumed with ``--resume``: each in a fresh interpreter. Compared are all tensors of
+``model.safetensors`` and all rows of ``history.csv`` (but for the clock). A run that ended before its signal, or that did not go on from a
+checkpoint, does not count as resumed and is tried again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import mmap
+import csv
 import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve()
+SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL}
+POINTS = "8gaussians"
 
 
-def train(folder: Path, seed: int, threads: int, steps: int, interval: float) -> None:
-    """One process: start or resume, telling each step through a memory-mapped file beside the folder."""
-    import torch
-    from torch import nn
-
-    import expost
-    from expost import heads
-    from expost.density import StandardNormal
-    from expost.files import write_json
-    from expost.seeds import generator, seeded
-
-    torch.set_num_threads(threads)
-    beat = folder.with_suffix(".step")
-    beat.write_bytes(struct.pack("q", -1)) if not beat.exists() else None
-    with beat.open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), 8)
-
-    class Watched(expost.Objective):
-        """The objective, which also tells the step."""
-
-        def __call__(self, model: Any, x: Any) -> Any:
-            return expost.ELBO()(model, x)
-
-        def at(self, step: int) -> Watched:
-            memory[:8] = struct.pack("q", step)
-            return self
-
-    with seeded("init", seed):
-        encoder_head, decoder_head = heads.Diagonal(), heads.Gaussian("shared", torch.sigmoid)
-        encoder = nn.Sequential(
-            nn.Conv2d(1, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Flatten(), nn.Linear(32 * 49, encoder_head.size(16)),
-        )  # fmt: skip
-        decoder = nn.Sequential(
-            nn.Linear(16, 32 * 49), nn.Unflatten(1, (32, 7, 7)), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1),
-        )  # fmt: skip
-        model = expost.Autoencoder(
-            expost.Conditional(encoder, encoder_head, condition_dims=3), expost.Conditional(decoder, decoder_head, event_dims=3),
-            StandardNormal(16),
-        )  # fmt: skip
-    # smooth random images: blobs at random places
-    g = generator("blobs", seed)
-    centre, grid = 6 + 16 * torch.rand(2300, 2, 1, 1, generator=g), torch.arange(28.0)
-    squared = (grid[None, :, None] - centre[:, 0]).square() + (grid[None, None, :] - centre[:, 1]).square()
-    x = (255 * torch.exp(-squared / 30))[:, None].to(torch.uint8)
-    training = expost.Training(steps=steps, checkpoint_every=interval, best=True)
-    history = expost.fit(model, Watched(), x[:2000], val=x[2000:], training=training, seed=seed, out=folder, resume=True, device="cpu")
-    write_json(folder / "rows.json", [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows])
-
-
-def start(folder: Path, seed: int, options: argparse.Namespace) -> subprocess.Popen[bytes]:
+def start(recipe: str, data: str, folder: Path, steps: int, *more: str) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")]),
         "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: a machine that does other things too stays usable
     }
-    command = [sys.executable, str(HERE), "--child", str(folder), "--seed", str(seed), "--threads", str(options.threads)]
-    command += ["--steps", str(options.steps), "--checkpoint-every", str(options.checkpoint_every)]
-    return subprocess.Popen(command, env=environment)
+    line = [
+        sys.executable,
+        "-c",
+        "import sys; from expost.cli import main; sys.exit(main())",
+        "train",
+        recipe,
+        "--data",
+        data,
+        "--device",
+        "cpu",
+    ]
+    chosen = {"training.steps": steps, "training.checkpoint_every": 0.02, "training.log_every": 7, "training.batch_size": 32}
+    line += [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+    return subprocess.Popen([*line, "--out", str(folder), *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    if process.wait() != 0:
-        raise SystemExit(f"a training ended with exit status {process.returncode}: see its message above")
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a training ended with exit status {process.returncode}: {said.decode()[-500:]}")
 
 
-def reached(folder: Path) -> int:
-    beat = folder.with_suffix(".step")
-    data = beat.read_bytes() if beat.exists() else b""
-    return int(struct.unpack("q", data)[0]) if len(data) == 8 else -1
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-def trial(root: Path, number: int, options: argparse.Namespace) -> bool:
+def checkpoint_step(folder: Path) -> int | None:
+    from expost.files import load_tensors
+
+    file = folder / "checkpoint.safetensors"
+    return int(load_tensors(file, "the checkpoint")[1]["step"]) if file.is_file() else None
+
+
+def trial(whole: Path, killed: Path, recipe: str, data: str, name: str, options: argparse.Namespace, chance: random.Random) -> str:
+    """ "identical", or what differs; "" if the run ended before its signal came."""
     import torch
 
     from expost.files import load_tensors
 
-    chance = random.Random(number)
-    whole, killed = root / "whole", root / "killed"
-    finish(start(whole, number, options))
-    target = chance.randint(options.steps // 20, options.steps - options.steps // 20)
-    process = start(killed, number, options)
-    while reached(killed) < target:
+    process = start(recipe, data, killed, options.steps)
+    while not (killed / "checkpoint.safetensors").is_file():
         if process.poll() is not None:
-            raise SystemExit("the run ended before it could be killed")
-        time.sleep(0.0005)
-    time.sleep(chance.random() * 0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if process.returncode != -signal.SIGKILL:
-        raise SystemExit("the run ended before it could be killed: choose more steps")
-    at = reached(killed)
-    checkpoint = killed / "checkpoint.safetensors"
-    saved = load_tensors(checkpoint, "the checkpoint")[1]["step"] if checkpoint.exists() else 0
-    finish(start(killed, number, options))
+            return ""
+        time.sleep(0.001)
+    time.sleep(chance.random() * 0.05)
+    process.send_signal(SIGNALS[name])
+    process.communicate()
+    at = checkpoint_step(killed)
+    if at is None or (killed / "model.safetensors").is_file() or process.returncode == 0:
+        return ""
+    finish(start(recipe, data, killed, options.steps, "--resume"))
     a, b = (load_tensors(f / "model.safetensors", "the weights")[0] for f in (whole, killed))
-    same = a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    rows = json.loads((whole / "rows.json").read_text()) == json.loads((killed / "rows.json").read_text())
-    verdict = (
-        "identical" if same and rows else f"DIFFERENT (weights {'same' if same else 'differ'}, history {'same' if rows else 'differs'})"
-    )
-    print(f"trial {number + 1}: killed in step {at} of {options.steps}, resumed from step {saved}: {verdict}", flush=True)
-    return same and rows
+    faults = []
+    if a.keys() != b.keys() or not all(torch.equal(a[k], b[k]) for k in a):
+        faults.append(f"weights differ by up to {max(float((a[k].double() - b[k].double()).abs().max()) for k in a):.3g}")
+    if rows(whole) != rows(killed):
+        faults.append("history differs")
+    return f"{', '.join(faults) or 'identical'} (from step {at})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--checkpoint-every", type=float, default=0.5, help="seconds")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child is not None:
-        train(options.child, options.seed, options.threads, options.steps, options.checkpoint_every)
-        return
     sys.path.insert(0, str(HERE.parents[1] / "src"))
-    identical = 0
-    for number in range(options.trials):
+    from expost.recipes import RECIPES, find
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
+    parser.add_argument("recipes", nargs="*", default=sorted(RECIPES))
+    parser.add_argument("--signals", nargs="+", choices=sorted(SIGNALS), default=["INT", "TERM", "KILL"])
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    identical = resumed = asked = 0
+    for recipe in options.recipes:
+        data = POINTS if find(recipe).data == POINTS else "digits"
+        chance = random.Random(recipe)
         root = Path(tempfile.mkdtemp(prefix="resume-kills-"))
         try:
-            identical += trial(root, number, options)
+            finish(start(recipe, data, root / "whole", options.steps))
+            verdicts = []
+            for name in options.signals:
+                asked += 1
+                verdict = ""
+                for again in range(5):
+                    verdict = trial(root / "whole", root / f"{name}{again}", recipe, data, name, options, chance)
+                    if verdict:
+                        break
+                resumed += bool(verdict)
+                identical += verdict.startswith("identical")
+                verdicts.append(f"{name} {verdict or 'never interrupted in time: choose more --steps'}")
+            print(f"{recipe}: {'; '.join(verdicts)}", flush=True)
         finally:
             shutil.rmtree(root, ignore_errors=True)
-    print(f"bit-identical after SIGKILL and resume: {identical} of {options.trials}")
-    sys.exit(identical != options.trials)
+    print(f"resumed from a checkpoint: {resumed} of {asked}; bit-identical: {identical} of {resumed}")
+    sys.exit(identical != asked)
 
 
 if __name__ == "__main__":
