@@ -168,9 +168,12 @@ class Decompress(OpensModel):
             options = shlex.join(["--run", str(folder), *named])
             raise ValueError(f"{self.file} names a run that names code, and no file is followed to code: if you trust it, add {options}")
         density = origin.get("density", "prior")
-        if density != "prior" and not RunFolder.existing(folder).density_file(density).is_file():  # before anything of that size is made
+        if density != "prior" and not os.path.isfile(
+            RunFolder.existing(folder).density_file(density)
+        ):  # before anything of its size is made
+            again = printable(shlex.join(["expost", "density", str(folder), density]))
             raise ValueError(
-                f'{self.file} needs the density "{printable(density)}" as prior, and {folder} has none: give its run with --run'
+                f"{self.file} needs a prior that {folder} does not hold: fit it with `{again}`, or give another run with --run"
             )
         model = load_model(folder, density=density, device="cpu", code=self.code)
         start = time.perf_counter()

@@ -49,6 +49,7 @@ _DIGEST = 16
 _BLOCK = 6
 _WORD = 4
 _LONGEST_HEADER = 2**20
+_CONTRADICTS, _AGAIN = "does not follow the format", ": restore it from a copy, or compress the images again"
 
 Count = Annotated[int, Meta(ge=1)]
 SeedValue = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -118,9 +119,9 @@ def unpack(data: bytes, name: str = "this file") -> Container:
         raise malformed(name, f"a header of {length} bytes in a file of {len(data)}")
     table = start + length
     try:
-        header = parse(data[start:table], Header, "header")
+        header = parse(data[start:table], Header, f"{name} {_CONTRADICTS}")
     except ValueError as error:
-        raise malformed(name, str(error)) from None
+        raise ValueError(f"{error}{_AGAIN}") from None
     end = table + _BLOCK * header.blocks
     if end + _WORD * header.words + _DIGEST != len(data):
         raise malformed(name, f"{header.blocks} blocks and {header.words} words do not make {len(data)} bytes")
@@ -136,4 +137,4 @@ def unpack(data: bytes, name: str = "this file") -> Container:
 
 def malformed(name: str, why: str) -> ValueError:
     """The error for a file that is whole and contradicts the format, itself or its model."""
-    return ValueError(f"{name} does not follow the format ({why}): restore it from a copy, or compress the images again")
+    return ValueError(f"{name} {_CONTRADICTS} ({why}){_AGAIN}")

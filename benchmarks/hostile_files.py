@@ -1,0 +1,295 @@
+"""Damaged and hostile files: 300 mutations of every kind of file, and what the command that reads it makes of each.
+
+    python benchmarks/hostile_files.py                            every kind, 300 mutations of each sort; exit status 1 if a promise broke
+    python benchmarks/hostile_files.py container --trials 30      one kind, a quick look
+
+A row of ``KINDS`` prepares a valid file, the command that reads it, and sorts of mutations. Every mutation replaces the file, and the command
+runs in a forked process, judged by what a user would see:
+
+    sentence    exit status 1 or 2, one line on stderr that cannot steer a terminal, and no output file
+    same        the output of the undamaged file: the damage touched nothing that is used
+    other       another output with exit status 0: damage used in silence
+    traceback   anything else: a traceback, a panic of a library, several lines, a half-written output, a dead process, 60 seconds
+
+``other`` and ``traceback`` must be 0. "MB" is the most memory that a mutation took above what the undamaged file takes (peak resident set).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SECONDS = 60
+Mutations = Callable[[bytes, random.Random, int], Iterator[bytes]]
+"""Bytes of a valid file, randomness, how many -> damaged ones."""
+
+
+@dataclass
+class Kind:
+    """A valid file, the command that reads it and what it makes.
+
+    Attributes:
+        file: what is damaged.
+        command: arguments of ``expost``.
+        output: the file that the command writes.
+        content: what of it must be the same.
+        sorts: sorts of mutations by name.
+    """
+
+    file: Path
+    command: list[str]
+    output: Path
+    content: Callable[[Path], bytes]
+    sorts: dict[str, Mutations] = field(default_factory=dict)
+
+
+# -- mutations of any file ----------------------------------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """One accident: a bit, some bytes, a piece cut out, put in, zeroed or repeated, or the end lost."""
+    at, length = rng.randrange(len(data)), rng.randint(1, 64)
+    noise = bytes(rng.randrange(256) for _ in range(length))
+    return rng.choice(
+        [
+            data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :],
+            data[:at] + noise + data[at + length :],
+            data[:at] + data[at + length :],
+            data[:at] + noise + data[at:],
+            data[:at] + bytes(min(length, len(data) - at)) + data[at + length :],
+            data[: at + length] + data[at:],
+            data[:at],
+        ]
+    )
+
+
+def random_bytes(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    return (damaged(data, rng) for _ in range(trials))
+
+
+HOSTILE: list[Any] = [
+    None, True, False, -1, 0, 1, 2, 0.5, -0.5, 1e-320, 1e300, 65535, 65536, 10**9, 3 * 10**9, 10**12, 2**63, 10**40, float("nan"), float("inf"),
+    "", "x", "0", "object", "\x1b[2J\x1b]0;owned\x07", "a\nb\r", "\u202e\u200b", "../../etc/passwd", "A" * 5000,
+    [], {}, [None], [[]], {"a": {}}, [0], [1] * 1000, "@deep list@", "@deep object@",
+]  # fmt: skip
+
+
+def as_json(value: Any) -> str:
+    """JSON as Python writes it, NaN and Infinity included, and with nesting that Python cannot write."""
+    text = json.dumps(value)
+    return text.replace('"@deep list@"', "[" * 5000 + "]" * 5000).replace('"@deep object@"', '{"a":' * 5000 + "1" + "}" * 5000)
+
+
+def places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value within a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield (*here, key)
+        yield from places(part, (*here, key))
+
+
+def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """A copy with another value at a place; ``...`` removes it."""
+    value = copy.deepcopy(value)
+    parent = value
+    for key in place[:-1]:
+        parent = parent[key]
+    if new is ...:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = new
+    return value
+
+
+def edited(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one random change: something removed, replaced, renamed or added."""
+    place = rng.choice(list(places(value)))
+    change = rng.randrange(8)
+    if change == 0:
+        return replaced(value, place, ...)
+    if change == 1:
+        return replaced(value, (*place[:-1], "unknown") if isinstance(place[-1], str) else place, rng.choice(HOSTILE))
+    return replaced(value, place, rng.choice(HOSTILE))
+
+
+# -- compressed images --------------------------------------------------------------------------------------------------------------------
+
+
+def sealed(body: bytes) -> bytes:
+    """The body of a container with the checksum that it needs."""
+    return body + hashlib.sha256(body).digest()[:16]
+
+
+def with_header(data: bytes, text: str) -> bytes:
+    """A container whose header is another text, lengths and checksum made right."""
+    length = int.from_bytes(data[10:14], "little")
+    encoded = text.encode(errors="surrogatepass")
+    return sealed(data[:10] + len(encoded).to_bytes(4, "little") + encoded + data[14 + length : -16])
+
+
+def header_of(data: bytes) -> dict[str, Any]:
+    return json.loads(data[14 : 14 + int.from_bytes(data[10:14], "little")])
+
+
+def resealed_bytes(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    return (sealed(damaged(data[:-16], rng)) for _ in range(trials))
+
+
+def resealed_values(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    return (with_header(data, as_json(edited(header_of(data), rng))) for _ in range(trials))
+
+
+def every_field(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    """Every field of the header missing, and with every hostile value: not random, and not ``trials`` many."""
+    header = header_of(data)
+    for place in places(header):
+        if place[0] != "machine" or len(place) == 1:
+            for new in (..., *HOSTILE):
+                yield with_header(data, as_json(replaced(header, place, new)))
+
+
+def container(recipe: str) -> Callable[[Path], Kind]:
+    def prepare(folder: Path) -> Kind:
+        run, file, out = folder / "run", folder / "a.xpz", folder / "b.npz"
+        expost("train", recipe, "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(run))
+        expost("compress", str(run), "--n", "30", "--no-peers", "-o", str(file))
+        command = ["decompress", str(file), "--run", str(run), "-o", str(out)]
+        sorts = {
+            "bytes": random_bytes,
+            "bytes, checksum made right": resealed_bytes,
+            "header values, checksum made right": resealed_values,
+            "every field of the header": every_field,
+        }
+        return Kind(file, command, out, images, sorts)
+
+    return prepare
+
+
+def images(path: Path) -> bytes:
+    with np.load(path) as arrays:
+        x = arrays["images"]
+    return repr((x.shape, x.dtype)).encode() + x.tobytes()
+
+
+KINDS: dict[str, Callable[[Path], Kind]] = {
+    "container": container("yu2020/bits-back"),
+    "nested container": container("yu2020/bits-back-nested"),
+}
+
+
+# -- trials -------------------------------------------------------------------------------------------------------------------------------
+
+
+def expost(*arguments: str) -> None:
+    """A command that prepares something, and must work."""
+    from expost.cli import main
+
+    with Path(os.devnull).open("w") as nowhere:
+        stdout, sys.stdout = sys.stdout, nowhere
+        try:
+            status = main(arguments)
+        finally:
+            sys.stdout = stdout
+    if status != 0:
+        raise SystemExit(f"cannot prepare: expost {' '.join(arguments)}")
+
+
+def outcome(kind: Kind, said: Path, right: bytes | None) -> tuple[str, str]:
+    """Run the command and judge: a word and what it printed."""
+    from expost.cli import main
+
+    kind.output.unlink(missing_ok=True)
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    try:
+        status = main(kind.command)
+    except BaseException as error:
+        return "traceback", f"{type(error).__name__}: {error}"
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    text = said.read_text(errors="replace")
+    if status == 0:
+        return ("same" if right is None or kind.content(kind.output) == right else "other"), text
+    clean = text.startswith("expost: ") and text.count("\n") == 1 and text[:-1].isprintable() and not kind.output.exists()
+    return ("sentence" if clean else "traceback"), text
+
+
+def trial(kind: Kind, right: bytes | None) -> tuple[str, str, float]:
+    """The outcome in a forked process: word, text, peak memory in MB."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(SECONDS)
+        try:
+            word, text = outcome(kind, kind.file.with_name("said"), right)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            os.write(send, pickle.dumps((word, text[:2000], peak)))
+        finally:
+            os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return pickle.loads(answer) if answer else ("traceback", f"ended by signal {status & 127}", float("nan"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", default=[], help=f"of {', '.join(KINDS)}; default: all")
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="every text that was printed, with its number")
+    arguments = parser.parse_args()
+    broken = 0
+    words = ("sentence", "same", "other", "traceback")
+    print("".join([f"{'file':<18}{'mutations':<38}", *(f"{word:>10}" for word in words), f"{'MB':>8}"]), flush=True)
+    for name in arguments.kinds or KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            kind = KINDS[name](Path(folder))
+            valid = kind.file.read_bytes()
+            word, text, usual = trial(kind, None)
+            if word != "same":
+                raise SystemExit(f"the undamaged {name} is not read: {text}")
+            right = kind.content(kind.output)
+            for sort, mutations in kind.sorts.items():
+                counts: Counter[str] = Counter()
+                said: Counter[str] = Counter()
+                most = 0.0
+                for data in mutations(valid, random.Random(f"{arguments.seed} {name} {sort}"), arguments.trials):
+                    kind.file.write_bytes(data)
+                    word, text, peak = trial(kind, right)
+                    counts[word] += 1
+                    said[text.replace(folder, "")] += 1
+                    most = max(most, peak - usual)
+                    if word in ("other", "traceback"):
+                        kept = Path(tempfile.gettempdir()) / f"hostile-{name.replace(' ', '-')}-{hashlib.sha256(data).hexdigest()[:8]}"
+                        kept.write_bytes(data)
+                        print(f"  {word}, kept as {kept}: {text[-300:]}", flush=True)
+                broken += counts["other"] + counts["traceback"]
+                print("".join([f"{name:<18}{sort:<38}", *(f"{counts[word]:>10}" for word in words), f"{most:>8.1f}"]), flush=True)
+                if arguments.verbose:
+                    print("".join(f"{count:>8}  {text.strip()[:300]}\n" for text, count in said.most_common()), flush=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
