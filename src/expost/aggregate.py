@@ -24,7 +24,6 @@ negligible); only the order of equal weights is free. No gradients.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -119,7 +118,7 @@ class AggregatePosterior:
         return self.kernel.d
 
     def query(
-        self, z: Tensor, *, values: Tensor | None = None, top: int = 3, exclude: Tensor | None = None, progress: bool | None = False
+        self, z: Tensor, *, values: Tensor | None = None, top: int = 3, exclude: Tensor | None = None, progress: bool | None = None
     ) -> Responsibilities:
         """Responsibilities of all N data for the codes z.
 
@@ -128,7 +127,7 @@ class AggregatePosterior:
             values: (N, *event) to average, the data themselves for the optimal decoder; uint8 images count as x / 255.
             top: how many of the largest weights to return; at most N (N - 1 with ``exclude``) are.
             exclude: (m,) integers: the n to leave out of the mixture for each code, which then is a mean over N - 1 (leave-one-out).
-            progress: show a bar; None: on a terminal.
+            progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
 
         Raises:
             ValueError: shapes that do not fit, NaN, ``exclude`` with N = 1, codes too far away for float64.
@@ -160,7 +159,7 @@ class AggregatePosterior:
                     average[rows] = _averages(scores, every, values, self.memory).to(average.dtype)
         return Responsibilities(log_prob, entropy, ess, indices, weights, average)
 
-    def log_prob(self, z: Tensor, *, exclude: Tensor | None = None, progress: bool | None = False) -> Tensor:
+    def log_prob(self, z: Tensor, *, exclude: Tensor | None = None, progress: bool | None = None) -> Tensor:
         """log q(z) in nats, (m,) float64, for z (m, d); with ``exclude`` (m,), of the mixture without that datum. Arguments as for :meth:`query`."""
         z, exclude, count = self._checked(z, exclude)
         out = z.new_empty(len(z))
@@ -219,7 +218,7 @@ class AggregatePosterior:
     ) -> Iterator[tuple[Block | None, Tensor, Tensor, Tensor | None]]:
         """Pieces of the blocks that stay in the cache: rows, scores (a view of the block's) and n; with the last piece of a block, the block."""
         done = 0
-        with Bar(len(z), enabled=sys.stderr.isatty() if progress is None else progress, what="posteriors") as bar:
+        with Bar(len(z), enabled=progress, what="posteriors") as bar:
             for rows, scores, which in blocks(self.kernel, z, top=top, exclude=exclude, memory=self.memory):
                 width = max(1, CACHED // scores.shape[1])
                 for start in range(0, len(rows), width):
@@ -253,7 +252,7 @@ class AggregatePosterior:
 
 
 def mutual_information(
-    q: Distribution | AggregatePosterior, *, samples: int = 1, seed: int = 0, memory: int = 256_000_000, progress: bool | None = False
+    q: Distribution | AggregatePosterior, *, samples: int = 1, seed: int = 0, memory: int = 256_000_000, progress: bool | None = None
 ) -> Result:
     """I(n; z) = E_n E_{q(z | x_n)} log q(z | x_n) / q(z) in nats: how much a code tells about which datum it came from, at most log N.
 
@@ -266,7 +265,7 @@ def mutual_information(
         samples: codes per datum.
         seed: of the codes.
         memory: bytes, see :class:`AggregatePosterior` (which, if given, has its own).
-        progress: show a bar; None: on a terminal.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
 
     Returns:
         ``value`` with its standard error over data, ``details``: ``log_n``. A note tells when the value is near its ceiling.

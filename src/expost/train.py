@@ -15,7 +15,6 @@ process. Batch statistics (batch normalisation, MMD) are those of each process's
 from __future__ import annotations
 
 import math
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from expost.identity import stable_repr
 from expost.interrupt import Interruptible
 from expost.memory import retained
 from expost.objectives.base import Objective
+from expost.progress import Bar
 from expost.schedules import Plateau
 from expost.seeds import permutation, seed_from, seeded
 from expost.tensors import batches, check_finite, like, unit
@@ -89,7 +89,7 @@ def fit(
         out: run folder for history, checkpoints and the final weights.
         resume: continue from the folder's checkpoint if there is one.
         device: ``"cpu"`` or None for accelerate's choice (a GPU if there is one).
-        progress: show a bar; default: only on a terminal.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
         trackers: names of trackers known to accelerate (``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...).
         watch: called at every validation with the model as it would be kept (averaged weights, evaluation mode, no gradients); the numbers
             it returns join the history's validation row. It has no influence on the training.
@@ -188,24 +188,21 @@ class _Fit:
                         f"{self.folder.path} holds an unfinished run: continue it with resume=True (--resume), or choose another folder"
                     )
                 self._restore()
-        main = self.accelerator.is_main_process
-        show = main and (sys.stderr.isatty() if progress is None else progress)
         if self.trackers:
             self.accelerator.init_trackers(
                 "expost", config={"training": repr(self.training), "objective": stable_repr(self.objective), "seed": self.seed}
             )
         self.clock, self.saved = time.monotonic() - self.history.seconds, time.monotonic()
         modes = [m.training for m in self.model.modules()]
-        from expost.progress import Bar
-
+        bar = Bar(self.total, self.step, what="training", unit="step", enabled=progress)
         keep = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
-        with seeded("fit", self.seed), retained(keep), Interruptible() as interrupt, Bar(self.total, self.step, enabled=show) as bar:
+        with seeded("fit", self.seed), retained(keep), Interruptible() as interrupt, bar:
             self.model.train()
             for module in self.objective.modules().values():
                 module.train()
             while self.step < self.total and not self.history.stopped:
                 self._one_step()
-                bar.update(self.step, self._means() if show and self.step % 10 == 0 else None)
+                bar.update(self.step, self._means)
                 self._bookkeeping()
                 if self._agreed(interrupt.requested) and not self.history.stopped and self.step < self.total:
                     self._save()

@@ -1,58 +1,99 @@
 """The command line: ``expost COMMAND``.
 
 Commands are dataclasses (:mod:`.commands`), their arguments are fields, their help the docstrings; what they do is imported only when they
-run, so that ``expost --help`` answers at once. A user's mistake ends in one sentence on stderr and exit status 2, Ctrl-C in 130.
+run, so that ``expost --help`` answers at once. A user's mistake ends in one sentence on stderr and exit status 2, Ctrl-C in 130. Whoever reads
+the output may stop (``| head``): the command then ends at the next thing it would print, without a word, with the status that the shell gives
+to programs ended by a closed pipe.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 __all__ = ["main"]
+
+#: 128 + SIGPIPE, and 128 + SIGINT.
+CLOSED, INTERRUPTED = 141, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    import tyro
-
-    from expost.cli.commands import COMMANDS, Failure
-    from expost.cli.options import as_options
-    from expost.schema import check_fields
-
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments in (["--version"], ["-V"]):
-        from expost import __version__
-
-        print(f"expost {__version__}")
-        return 0
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="expost",
-        description="Train autoencoders, make them generative after the fact, and measure what they learned.",
-        args=arguments,
-        sort_subcommands=False,
-    )
+    asked: SystemExit | None = None
     try:
-        check_fields(command, lambda name: f"--{name.replace('_', '-')}")
-        command.run()
-    except Failure as failure:
-        print(f"expost: {failure}", file=sys.stderr)
-        return 1
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:
+        status = CLOSED
+    except SystemExit as end:  # of --help, and of options that cannot be read
+        asked, status = end, 0
+    try:  # what is still buffered would otherwise fail when Python ends, with a traceback
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        asked = None
+        if status == 0 and isinstance(error, BrokenPipeError):
+            status = CLOSED
+        elif status == 0:
+            print(f"expost: the output cannot be written: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+            status = 2
+        _to_nowhere(sys.stdout)
+    if status == CLOSED:
+        _to_nowhere(sys.stdout)
+        _to_nowhere(sys.stderr)
+    if asked is not None:
+        raise asked
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        import tyro
+
+        from expost.cli.commands import COMMANDS, Failure
+        from expost.cli.options import as_options
+        from expost.progress import speaking
+        from expost.schema import check_fields
+
+        if arguments in (["--version"], ["-V"]):
+            from expost import __version__
+
+            print(f"expost {__version__}")
+            return 0
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="expost",
+            description="Train autoencoders, make them generative after the fact, and measure what they learned.",
+            args=arguments,
+            sort_subcommands=False,
+        )
+        try:
+            check_fields(command, lambda name: f"--{name.replace('_', '-')}")
+            with speaking(type(command).__name__.lower()):
+                command.run()
+        except Failure as failure:
+            print(f"expost: {failure}", file=sys.stderr)
+            return 1
+        except BrokenPipeError:
+            raise
+        except (ValueError, TypeError, OSError) as error:
+            if os.environ.get("EXPOST_TRACEBACK"):
+                raise
+            print(f"expost: {as_options(sentence(error), command)}", file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
         again = "the same command with --resume goes on" if arguments[:1] == ["train"] else "the same command goes on"
         print(f"expost: interrupted; {again} from what was kept", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("EXPOST_TRACEBACK"):
-            raise
-        print(f"expost: {as_options(sentence(error), command)}", file=sys.stderr)
-        return 2
+        return INTERRUPTED
     return 0
+
+
+def _to_nowhere(stream: TextIO | None) -> None:
+    with contextlib.suppress(OSError):  # a stream without a file, as in tests, has nothing to fail
+        if stream is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def sentence(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -71,11 +70,10 @@ class Compress(OpensRun):
             raise ValueError(
                 f"the run {self.folder} was trained on images of shape {shape}, and these are {tuple(x.shape[1:])}: give others"
             )
-        show = sys.stderr.isatty()
         origin = {"run": str(self.folder), "density": density}
-        compressed = compress(model, x, batch_size=self.batch, seed=self.seed, origin=origin, progress=show)
+        compressed = compress(model, x, batch_size=self.batch, seed=self.seed, origin=origin)
         start = time.perf_counter()
-        write_compressed(out, compressed, model, x, verify=self.verify, progress=show)
+        write_compressed(out, compressed, model, x, verify=self.verify)
         decoding = time.perf_counter() - start
         elbo = negative_elbo(model, x, seed=self.seed) / compressed.dims
         table = Table(("what", "bits/dim", "bytes"), title=f"{len(x)} images of {tuple(x.shape[1:])}, {self.folder}")
@@ -177,7 +175,7 @@ class Decompress(OpensModel):
             )
         model = load_model(folder, density=density, device="cpu", code=self.code)
         start = time.perf_counter()
-        images = decompress(model, data, name=str(self.file), progress=sys.stderr.isatty())
+        images = decompress(model, data, name=str(self.file))
         seconds = time.perf_counter() - start
         with atomic(out) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, images=images.numpy())

@@ -92,7 +92,7 @@ def compress(
     span: int | None = None,
     seed: int = 0,
     origin: dict[str, str] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Compressed:
     """Code images (n, *event), uint8 or floats on the levels of the decoder's distribution, without loss.
 
@@ -147,7 +147,7 @@ def compress(
     return Compressed(data, len(x), dims, _WORD * len(message) - seed_bits, seed_bits, time.perf_counter() - start, [n for n, _ in blocks])
 
 
-def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", progress: bool = False) -> Tensor:
+def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", progress: bool | None = None) -> Tensor:
     """The images that :func:`compress` was given, bit for bit.
 
     Raises:
@@ -195,7 +195,7 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
 
 
 def write_compressed(
-    path: str | Path, compressed: Compressed, model: Autoencoder, x: Tensor, *, verify: bool = True, progress: bool = False
+    path: str | Path, compressed: Compressed, model: Autoencoder, x: Tensor, *, verify: bool = True, progress: bool | None = None
 ) -> None:
     """Write the file whole or not at all; with ``verify`` it is read back and decoded first, and must give the very images."""
     with atomic(path) as temporary:
@@ -208,7 +208,7 @@ def write_compressed(
                 )
 
 
-def read_compressed(path: str | Path, model: Autoencoder, *, progress: bool = False) -> Tensor:
+def read_compressed(path: str | Path, model: Autoencoder, *, progress: bool | None = None) -> Tensor:
     """The images of a file, see :func:`decompress`."""
     path = Path(path)
     if not path.is_file():
@@ -239,7 +239,7 @@ def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed:
 # -- parts ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _push_all(coder: Coder, x: Tensor, words: Any, progress: bool) -> tuple[Stack, list[tuple[int, int]]]:
+def _push_all(coder: Coder, x: Tensor, words: Any, progress: bool | None) -> tuple[Stack, list[tuple[int, int]]]:
     stack, blocks, done, n = Stack(words, sealed=True), [], 0, 1
     with Bar(len(x), enabled=progress, what="compressing") as bar:
         while done < len(x):

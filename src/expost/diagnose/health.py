@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -153,7 +152,7 @@ def panel(
         n: held-out images used; of the training data 2n, and 5n for the covariance.
         seed: of the choice of images, and of everything drawn.
         memory: bytes that each part may take beyond its inputs.
-        progress: a bar on standard error; default, if that is a terminal.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
 
     Raises:
         ValueError: fewer than 20 images on a side, n below 20, NaN, or an event that the model does not take. What only one part cannot do becomes a note.
@@ -189,7 +188,7 @@ def panel(
         return replace(mutual_information(AggregatePosterior(model.posteriors(train), memory=memory), seed=seed), name="mutual_information")
 
     parts: dict[str, Callable[[], Any]] = {
-        "units": lambda: units(own, held, images=max(100, min(500, DECODED // d)), seed=seed, progress=False),
+        "units": lambda: units(own, held, images=max(100, min(500, DECODED // d)), seed=seed),
         "linear": lambda: linear_units(
             model, _some(x_train, _most(x_train, 5 * n, memory), "covariance", seed), gamma=gamma, beta=beta, seed=seed, memory=memory
         ),
@@ -203,9 +202,9 @@ def panel(
     }
     if not exact:
         del parts["mutual_information"]
-    show = sys.stderr.isatty() if progress is None else progress
-    with Bar(len(parts), enabled=show, what="panel") as bar:
+    with Bar(len(parts), enabled=progress, what="panel", unit="part") as bar:
         for step, (name, part) in enumerate(parts.items()):
+            bar.update(step, name.replace("_", " "))
             try:
                 outcome = part()
                 found |= outcome if isinstance(outcome, dict) else {name: outcome}
@@ -213,7 +212,6 @@ def panel(
                 ValueError
             ) as error:  # one part's limits; what is wrong with the data or the model has been refused above, or stops every part
                 notes.append(f"{name} is left out: {error}")
-            bar.update(step + 1)
     if not found:
         raise ValueError(notes[-1].split(": ", 1)[1])
     if "mutual_information" in found:

@@ -20,7 +20,6 @@ Two units that say the same thing make up for each other: the ablation is the lo
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -209,7 +208,7 @@ def units(model: Autoencoder, x: Tensor, *, images: int = 500, batch_size: int =
         images: rows of ``x``, drawn with the seed, for the ablation, which decodes d + 1 times as many codes.
         batch_size: images encoded or decoded together: what memory depends on, and nothing else.
         seed: of these rows, of z ~ q(z | x) and of the replacements.
-        progress: a bar on standard error; default, if that is a terminal.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
 
     Raises:
         ValueError: fewer than two images, NaN, or data that the decoder cannot score.
@@ -245,8 +244,7 @@ def units(model: Autoencoder, x: Tensor, *, images: int = 500, batch_size: int =
     variance = centred.square().mean(0)
     kl = torch.cat(divergences) if divergences else None
     chosen = permutation(len(x), "units", seed)[:images].sort().values
-    show = sys.stderr.isatty() if progress is None else progress
-    ablation = _ablate(model, x[chosen.to(x.device)], batch_size, seed, show, notes)
+    ablation = _ablate(model, x[chosen.to(x.device)], batch_size, seed, progress, notes)
     return Units(
         variance=variance,
         variance_error=standard_error(centred.square()),
@@ -287,11 +285,11 @@ def _scale(model: Autoencoder, means: Tensor, seed: int) -> tuple[Tensor, str]:
     return variance.double().cpu().expand(means.shape[1]).clone(), "prior"
 
 
-def _ablate(model: Autoencoder, x: Tensor, batch_size: int, seed: int, show: bool, notes: list[str]) -> dict[str, Any]:
+def _ablate(model: Autoencoder, x: Tensor, batch_size: int, seed: int, progress: bool | None, notes: list[str]) -> dict[str, Any]:
     n, increases, losses, error = len(x), [], [], 0.0
     codes = model.latents(x, at="sample", batch_size=batch_size, seed=seed)
     d = codes.shape[1]
-    with evaluating(model), Bar(n * d, enabled=show, what="units") as bar:
+    with evaluating(model), Bar(n * d, enabled=progress, what="units") as bar:
         q = model.encode(unit(x[:1].to(model.device)))
         if deterministic(q):
             order = permutation(n, "units", "partner", seed)

@@ -24,7 +24,6 @@ second, with other random numbers, keeps them as they are. Temperatures follow W
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -359,4 +358,4 @@ def _bar(n: int, batch_size: int, run: _Run, rounds: int, progress: bool | None)
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, not {batch_size}")
     total = -(-n // batch_size) * (len(run.betas) - 1) * rounds
-    return Bar(total, enabled=sys.stderr.isatty() if progress is None else progress, what="annealing")
+    return Bar(total, enabled=progress, what="annealing")

@@ -22,7 +22,6 @@ dequantised, (byte + u) / 256, it bounds the code length after adding log2 256 =
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +153,7 @@ def importance_bound(
         marks: further numbers of samples, at most k, at which the bound is kept; default k/4 and k/2.
         seed: same seed, same batch size, same numbers.
         dequantised: the data are (byte + u) / 256 with uniform u: bits/dim are those of the bytes, 8 more than the density's.
-        progress: show a bar; default: only on a terminal.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
 
     Raises:
         ValueError: no prior, a deterministic encoder, an unnormalised head (CrossEntropy), data that the head cannot have made, NaN.
@@ -169,8 +168,7 @@ def importance_bound(
     effective: list[Tensor] = []
     elbo: list[Tensor] = []
     mass, first = False, True
-    show = sys.stderr.isatty() if progress is None else progress
-    with Bar(len(x), enabled=show, what="likelihood") as bar, evaluating(model):
+    with Bar(len(x), enabled=progress, what="likelihood") as bar, evaluating(model):
         for start in range(0, len(x), batch_size):
             images = stored(model, x[start : start + batch_size])
             q = posterior(model, images)

@@ -17,7 +17,6 @@ process on the same kind of machine (see ``gather``). The batch size does matter
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -169,7 +168,7 @@ def set_features(
         device: where to compute; by default where the images come from.
         out: a ``.npy`` file to which the features are written as they are computed (under another name until it is whole); the tensor
             returned maps the file, so that features need not fit in memory either. Changes to the tensor do not reach the file.
-        progress: show a bar; default: only on a terminal.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
         alone: compute everything in this process, even if torch.distributed is initialised. Otherwise every process must call this, with
             the same arguments (``out`` on a file system they share); every one gets all features.
 
@@ -271,11 +270,11 @@ class _Work:
         if n == 0:
             raise ValueError(f"{self.images.name} holds no images: give at least one")
         self.counts = [min(self.block, n - start) for start in range(0, n, self.block)]
-        self.show = processes.rank == 0 and (sys.stderr.isatty() if progress is None else progress)
+        self.progress = progress if processes.rank == 0 else False
 
     def run(self, consume: Callable[[Tensor], None]) -> None:
         done = 0
-        with Bar(len(self.images), enabled=self.show, what="features") as bar:
+        with Bar(len(self.images), enabled=self.progress, what="features") as bar:
 
             def take(rows: Tensor) -> None:
                 nonlocal done

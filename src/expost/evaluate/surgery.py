@@ -16,7 +16,6 @@ posterior in chunks of bounded memory, in float64 where it matters.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +112,6 @@ def elbo_surgery(
     if samples < 1:
         raise ValueError(f"samples must be at least 1, not {samples}")
     prior, notes = prepare(model, x)
-    show = sys.stderr.isatty() if progress is None else progress
     with evaluating(model):
         try:
             q = _concatenate([posterior(model, stored(model, part)) for part in batches(x, batch_size)])
@@ -125,7 +123,7 @@ def elbo_surgery(
         exact = float(kl(q, prior).double().mean()) if has_closed_form(q, prior) else None
         mixture, codes = AggregatePosterior(q), z.flatten(0, 1)
         own = mixture.pair_log_prob(codes, torch.arange(len(x)).repeat(samples)).reshape(log_prior.shape).cpu()
-        aggregate = mixture.log_prob(codes, progress=show).reshape(log_prior.shape).cpu()
+        aggregate = mixture.log_prob(codes, progress=progress).reshape(log_prior.shape).cpu()
         parts = []
         for start in range(0, len(x), ROWS):
             images = stored(model, x[start : start + ROWS])

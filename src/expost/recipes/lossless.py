@@ -64,9 +64,9 @@ def rates(lab: Lab, coder: Coder) -> dict[str, Any]:
     if saved is None:
         model = run.model if coder.density == "prior" else run.model.with_prior(run.density(coder.density))
         lab.say(f"compressing {len(x)} test images with {coder}, and back")
-        compressed = compress(model, x, seed=lab.seed, progress=bool(lab.progress))
+        compressed = compress(model, x, seed=lab.seed, progress=lab.progress)
         start = time.perf_counter()
-        exact = torch.equal(decompress(model, compressed.data, progress=bool(lab.progress)), x)
+        exact = torch.equal(decompress(model, compressed.data, progress=lab.progress), x)
         back = time.perf_counter() - start
         saved = {
             "net": compressed.net_rate, "seeded": compressed.seeded_rate, "file": compressed.file_rate, "bytes": len(compressed.data),
