@@ -23,26 +23,29 @@ CLOSED, INTERRUPTED = 141, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     asked: SystemExit | None = None
+    failure: OSError | None = None
+    status = 0
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
-    except BrokenPipeError:
-        status = CLOSED
     except SystemExit as end:  # of --help, and of options that cannot be read
-        asked, status = end, 0
+        asked = end
+    except OSError as error:
+        if os.environ.get("EXPOST_TRACEBACK") and not isinstance(error, BrokenPipeError):
+            raise
+        failure = error
     try:  # what is still buffered would otherwise fail when Python ends, with a traceback
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        asked = None
-        if status == 0 and isinstance(error, BrokenPipeError):
-            status = CLOSED
-        elif status == 0:
-            print(f"expost: the output cannot be written: {(error.strerror or str(error)).lower()}", file=sys.stderr)
-            status = 2
+        failure = failure or error
+    if failure is not None:
         _to_nowhere(sys.stdout)
-    if status == CLOSED:
-        _to_nowhere(sys.stdout)
-        _to_nowhere(sys.stderr)
+        if isinstance(failure, BrokenPipeError):
+            _to_nowhere(sys.stderr)
+            return status or CLOSED
+        if status == 0:
+            print(f"expost: the output cannot be written: {(failure.strerror or str(failure)).lower()}", file=sys.stderr)
+        return status or 2
     if asked is not None:
         raise asked
     return status
