@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import sys
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,8 @@ from expost.adapt import Interface, check, from_diffusers, from_pythae, halves, 
 from expost.adapt.outputs import read_code
 from expost.adapt.references import module_of, pair_of, resolve
 from expost.distributions import Dirac
+from expost.evaluate.features import Wrapped as Features
+from expost.evaluate.features import extract
 from expost.recipes.runs import load_run
 
 Pair = namedtuple("Pair", ["mu", "log_var"])
@@ -259,14 +262,62 @@ def test_dropout_and_batch_statistics_do_not_matter() -> None:
     assert torch.allclose(model.latents(x, at="mean", batch_size=1), model.latents(x, at="mean"), atol=1e-6)
 
 
+def test_foreign_modules_get_copies_and_their_answers_are_copied() -> None:
+    """A module may overwrite what it was given, and at the next call what it returned."""
+    buffer = torch.zeros(100, 2)
+
+    def spoil(x: Tensor) -> Tensor:
+        return x.sub_(0.5).flatten(1)
+
+    class Spoils(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            out = buffer[: len(x)]
+            out.copy_(super().forward(spoil(x)).detach())
+            return out
+
+    encoder, decoder = Spoils(6, 2), nn.Sequential(nn.ReLU(inplace=True), Net(2, 6))
+    x = torch.rand(30, 1, 3, 2)
+    kept = x.clone()
+    model = wrap(encoder, decoder, x)
+    codes = model.latents(x, at="mean", batch_size=7)
+    assert torch.allclose(codes, encoder.linear(kept.flatten(1) - 0.5), atol=1e-6)
+    before = codes.clone()
+    assert torch.allclose(model.decode_points(codes), decoder[1].linear(codes.relu()).reshape(-1, 1, 3, 2), atol=1e-6)
+    check(model, x)
+    features = Features(lambda y: spoil(y)[:, :1], name="spoils", dim=1, version="1")
+    assert torch.allclose(extract(features, x), kept.flatten(1)[:, :1] - 0.5)
+    assert torch.equal(x, kept)
+    assert torch.equal(codes, before)
+
+
+def test_only_flat_images_are_reshaped() -> None:
+    for make in (lambda y: y, lambda y: y.reshape(-1, 1, 8, 16)):
+        encoder, decoder = Net(128, 2), Net(2, 128, make)
+        model = wrap(encoder, decoder, WIDE)
+        assert torch.equal(model.decode_points(torch.ones(3, 2)).flatten(1), decoder.linear(torch.ones(3, 2)))
+    squeezed = wrap(nn.Sequential(nn.Conv1d(8, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 2)), Net(2, 128), WIDE, input_shape=(8, 16))
+    assert squeezed.reconstruct(WIDE).shape == WIDE.shape
+
+
 class Sampling(Net):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return y + torch.randn_like(y)
 
 
-X = torch.rand(12, 6)
-REFUSED = {
+class Second:
+    """What is right when it is first asked, for the probe and the trial, and ``other`` times it afterwards."""
+
+    def __init__(self, other: float) -> None:
+        self.other, self.calls = other, 0
+
+    def __call__(self, y: Tensor) -> Tensor:
+        self.calls += 1
+        return y if self.calls <= 2 else y * self.other
+
+
+X, WIDE = torch.rand(12, 6), torch.rand(12, 1, 8, 16)
+REFUSED: dict[str, tuple[Any, str]] = {
     "sampling encoder": (lambda: wrap(Sampling(6, 2), Net(2, 6), X), "so it samples them"),
     "three tensors": (lambda: wrap(Net(6, 2, lambda y: (y, y, y)), Net(2, 6), X), "3 tensors"),
     "nothing known": (lambda: wrap(Net(6, 2, lambda y: {"foo": y}), Net(2, 6), X), "a dict with foo"),
@@ -292,6 +343,36 @@ REFUSED = {
         lambda: wrap(Net(24, 2), Net(2, 24, lambda y: y.reshape(-1, 4, 2, 3)), torch.rand(5, 3, 4, 2)),
         "channels last",
     ),
+    **{
+        f"images laid out as {shape}": (
+            lambda shape=shape: wrap(Net(128, 2), Net(2, 128, lambda y: y.reshape(-1, *shape)), WIDE),
+            "makes .*permute its output to",
+        )
+        for shape in ((1, 16, 8), (2, 8, 8), (16, 8), (8, 1, 16), (1, 128), (1, 1, 8, 16))
+    },
+    "inputs that mix values up": (lambda: wrap(Net(128, 2), Net(2, 128), WIDE, input_shape=(1, 16, 8)), "without mixing up their values"),
+    "one image of many codes": (lambda: wrap(Net(6, 2), Net(2, 6, lambda y: y[:1]), X), r"makes \(1, 6\) of 12 codes"),
+    "images joined": (lambda: wrap(Net(6, 2), Net(2, 6, lambda y: y.reshape(6, 12)), X), r"makes \(6, 12\) of 12 codes"),
+    "no triangular matrices": (lambda: wrap(Net(6, 4, split), Net(2, 6), X, posterior="full"), "one of 2 x 2 for each"),
+    "infinite deviations": (
+        lambda: wrap(Net(6, 4, lambda y: (y[:, :2], y[:, 2:] + 200)), Net(2, 6), X),
+        "standard deviations .* hold NaN or infinity",
+    ),
+    "NaN deviations": (
+        lambda: wrap(Net(6, 4, lambda y: (y[:, :2], y[:, 2:] * math.nan)), Net(2, 6), X),
+        "standard deviations .* hold NaN or infinity",
+    ),
+    "NaN images": (lambda: wrap(Net(6, 2), Net(2, 6, lambda y: y * math.nan), X), "images of the decoder hold NaN"),
+    "NaN away from the means": (lambda: wrap(Net(6, 4, split), Net(2, 6, Second(math.nan)), X), "gives no variance gamma"),
+    "NaN in later data": (
+        lambda: check(wrap(Net(6, 2, lambda y: y if len(y) == 12 else y * math.nan), Net(2, 6), X), X[:5]),
+        "codes of the encoder hold NaN",
+    ),
+    "NaN in later images": (
+        lambda: check(wrap(Net(6, 2), Net(2, 6, lambda y: y if len(y) == 12 else y * math.nan), X), X[:5]),
+        "reconstructions hold NaN",
+    ),
+    "an end of the program": (lambda: wrap(Net(6, 2, lambda y: sys.exit(0)), Net(2, 6), X), r"the encoder fails on .*\(SystemExit: 0\)"),
     "neither half": (lambda: halves(nn.Linear(2, 2)), "neither methods encode and decode"),
     "an own model": (lambda: interface_of(_own()), "expost's own"),
     "other data": (lambda: check(wrap(Net(6, 2), Net(2, 6), X), X[:0]), "no data"),

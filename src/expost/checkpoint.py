@@ -25,7 +25,7 @@ from expost.identity import experiment_name
 from expost.memory import Bounded, machine
 from expost.schema import Meta, convert
 
-__all__ = ["DataDescription", "Description", "RunFolder", "load_weights", "prefixed", "split_prefix", "versions"]
+__all__ = ["DataDescription", "Description", "RunFolder", "bounded", "load_weights", "prefixed", "split_prefix", "versions"]
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Pixels = Annotated[int, Meta(ge=1, le=2**24)]
@@ -123,6 +123,12 @@ def _is_itself(recipe: Description) -> bool:
     return task is not None and task.groups() == said
 
 
+def bounded(description: Path, *weights: Path) -> Bounded:
+    """A block in which the networks of a description may be built: they have at most four times as many numbers as the files of their weights hold."""
+    limit = 4 * sum(file.stat().st_size for file in weights) + 2**24
+    return Bounded(limit, f"{description} describes larger networks than those of {weights[0]}: restore it from a copy, or make it again")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and files of one run."""
@@ -162,6 +168,8 @@ class RunFolder:
         return self.path / "results.json"
 
     def density_file(self, spec: str) -> Path:
+        if not re.fullmatch(r"\w[\w.:@+-]*", spec):  # a name of a file, wherever the spec was read: it stays in the folder
+            raise ValueError(f'cannot read the density "{spec}": write gmm:10, say')
         return self.path / "densities" / f"{spec.replace(':', '-')}.safetensors"
 
     def write_recipe(self, recipe: Description) -> None:
@@ -192,10 +200,9 @@ class RunFolder:
 
     def bounded(self) -> Bounded:
         """A block in which networks may be built that its weights can be of, with at most four times as many numbers as the file holds."""
-        limit = 4 * self.model_file.stat().st_size + 2**24 if self.model_file.is_file() else machine()
-        return Bounded(
-            limit, f"{self.recipe_file} describes larger networks than those of {self.model_file}: restore it from a copy, or train again"
-        )
+        if not self.model_file.is_file():
+            return Bounded(machine(), f"{self.recipe_file} describes networks that are larger than the memory of this machine")
+        return bounded(self.recipe_file, self.model_file)
 
     def load_model(self, model: nn.Module) -> dict[str, Any]:
         """Load the trained weights into ``model``, if recipe.json is as it was written and of the same run; returns their metadata."""

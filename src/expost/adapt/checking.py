@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from expost import heads
 from expost.adapt.interface import DecoderNet, EncoderNet, Interface, interface_of
+from expost.adapt.modules import finite
 from expost.autoencoder import Autoencoder
 from expost.density import StandardNormal
 from expost.results import Table
@@ -95,20 +97,30 @@ def check(model: Autoencoder, x: Tensor, *, mean_image: Tensor | None = None, ba
     baseline = float((data - mean_image).double().square().mean())
     mse = _mse(model, x, batch_size)
     codes = model.latents(x, at="mean", batch_size=batch_size).double()
+    finite(codes, "codes of the encoder")
     scale = 0.0
     if interface.posterior != "mean":
-        scale = float(model.posteriors(x, batch_size=batch_size).variance.double().mean().sqrt())
+        variance = model.posteriors(x, batch_size=batch_size).variance.double()
+        finite(variance, "variances of the encoder's codes")
+        scale = float(variance.mean().sqrt())
     notes = list(interface.notes)
     if not mse < baseline:
         few = x[:FEW]
         better = min(((_mse(other, few, batch_size), what) for other, what in _alternatives(model, interface)), default=(mse, ""))
         hint = f"{better[1]} would give {better[0]:.3g}" if better[0] < 0.5 * mse else "is the range right, and are these its data?"
+        if not math.isfinite(mse):
+            raise ValueError(f"reconstructions hold NaN or infinity: {hint}")
         notes.append(f"the reconstructions (MSE {mse:.3g}) are no better than the mean image ({baseline:.3g}): {hint}")
     spread = float(codes.std()) if codes.numel() > 1 else 0.0
     if spread < 1e-6 * max(1.0, float(codes.abs().max())):
         notes.append("all codes are the same: the encoder ignores its input (a collapsed posterior, or weights that were not loaded)")
     head = model.decoder.head
     gamma = float(head.variance) if isinstance(head, heads.Gaussian) and head.kind != "pixel" else None
+    if gamma is not None and interface.gamma == "optimal" and gamma > 10 * baseline:
+        notes.append(
+            f"gamma ({gamma:.3g}) is far above the variance of the data ({baseline:.3g}): images decoded from samples of q(z | x) are nothing like "
+            "them, is the posterior's scale taken for the right thing?"
+        )
     prior = "none" if model.prior is None else "N(0, I)" if isinstance(model.prior, StandardNormal) else type(model.prior).__name__
     return Check(interface, len(x), mse, baseline, float(codes.mean()), spread, scale, gamma, prior, tuple(notes))
 

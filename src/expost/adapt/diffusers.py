@@ -13,17 +13,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
 from expost.adapt.interface import Likelihood
 from expost.adapt.modules import wrap
 from expost.autoencoder import Autoencoder
+from expost.checkpoint import bounded, load_weights
 from expost.files import read_json
+from expost.schema import Meta, convert
 from expost.seeds import seeded
 
-__all__ = ["build_diffusers", "from_diffusers", "read_diffusers_config"]
+__all__ = ["DiffusersConfig", "build_diffusers", "diffusers_config", "from_diffusers", "read_diffusers_config"]
+
+Channels = Annotated[int, Meta(ge=1, le=2**14)]
+Numbers = Annotated[tuple[float, ...], Meta(max_length=2**14)] | None
+
+
+class DiffusersConfig(TypedDict, total=False):
+    """The settings of an AutoencoderKL, as far as a file may choose them: nothing else reaches the library."""
+
+    in_channels: Channels
+    out_channels: Channels
+    down_block_types: Annotated[tuple[Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"], ...], Meta(min_length=1, max_length=12)]
+    up_block_types: Annotated[tuple[Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"], ...], Meta(min_length=1, max_length=12)]
+    block_out_channels: Annotated[tuple[Channels, ...], Meta(min_length=1, max_length=12)]
+    layers_per_block: Annotated[int, Meta(ge=1, le=64)]
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"]
+    latent_channels: Channels
+    norm_num_groups: Channels
+    sample_size: Annotated[int, Meta(ge=1, le=2**20)]
+    scaling_factor: float
+    shift_factor: float | None
+    latents_mean: Numbers
+    latents_std: Numbers
+    force_upcast: bool
+    use_quant_conv: bool
+    use_post_quant_conv: bool
+    mid_block_add_attention: bool
 
 
 class Encoder(nn.Module):
@@ -63,7 +91,7 @@ def _class() -> Any:
     return AutoencoderKL
 
 
-def read_diffusers_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+def read_diffusers_config(folder: str | Path) -> tuple[Path, DiffusersConfig]:
     """The folder that holds the autoencoder (``vae`` inside a pipeline's folder) and its configuration."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
@@ -74,19 +102,36 @@ def read_diffusers_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(
             f"{folder / 'config.json'} describes {name or 'no diffusers model'}, not an AutoencoderKL: wrap its encoder and decoder as modules"
         )
-    return folder, config
+    return folder, diffusers_config(config)
 
 
-def build_diffusers(config: Mapping[str, Any], seed: int = 0) -> tuple[nn.Module, nn.Module]:
+def diffusers_config(value: Mapping[str, Any]) -> DiffusersConfig:
+    """The settings in a configuration, checked; the names with a leading underscore, which diffusers writes for itself, are left out."""
+    own = {k: v for k, v in value.items() if not k.startswith("_")}
+    what = "diffusers cannot build an AutoencoderKL from this configuration"
+    unknown = own.keys() - DiffusersConfig.__annotations__.keys()
+    if unknown:
+        raise ValueError(f'{what} (there is no setting "{min(unknown)}")')
+    config = convert(own, DiffusersConfig, what)
+    counts = {len(config[name]) for name in ("down_block_types", "up_block_types", "block_out_channels") if name in config}
+    if len(counts) > 1:
+        raise ValueError(f"{what} (it names {' and '.join(map(str, sorted(counts)))} blocks where there must be as many of each kind)")
+    return config
+
+
+def build_diffusers(config: DiffusersConfig, seed: int = 0) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of a configuration, with weights drawn from the seed."""
+    vae = _build(config, seed)
+    return Encoder(vae), Decoder(vae)
+
+
+def _build(config: DiffusersConfig, seed: int) -> Any:
     cls = _class()
-    settings = {k: v for k, v in config.items() if not k.startswith("_")}
     with seeded("init", seed):
         try:
-            vae = cls(**settings)
-        except (TypeError, ValueError) as error:
+            return cls(**config)
+        except Exception as error:
             raise ValueError(f"diffusers cannot build an AutoencoderKL from this configuration ({' '.join(str(error).split())})") from None
-    return Encoder(vae), Decoder(vae)
 
 
 def from_diffusers(
@@ -108,18 +153,14 @@ def from_diffusers(
         ValueError: if diffusers is not installed, the folder holds another model or no safetensors, or the data do not fit.
     """
     if isinstance(source, Mapping):
-        config = dict(source)
+        config = diffusers_config(source)
         encoder, decoder = build_diffusers(config, seed)
     else:
         folder, config = read_diffusers_config(source)
-        if not list(folder.glob("diffusion_pytorch_model*.safetensors*")):
-            raise ValueError(
-                f"{folder} holds no diffusion_pytorch_model.safetensors: save the model with save_pretrained(folder, safe_serialization=True)"
-            )
-        try:
-            vae = _class().from_pretrained(folder, use_safetensors=True, local_files_only=True).float()
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"diffusers cannot load {folder} ({' '.join(str(error).split())[:200]}): check the folder") from None
+        files = _weights(folder)
+        with bounded(folder / "config.json", *files):
+            vae = _build(config, seed)
+        load_weights(vae, _state(files), str(files[0]))
         encoder, decoder = Encoder(vae), Decoder(vae)
     if x.dim() != 4 or x.shape[1] != config.get("in_channels", 3):
         raise ValueError(
@@ -130,3 +171,38 @@ def from_diffusers(
     return wrap(
         encoder, decoder, x, posterior="mean-logvar", likelihood=likelihood, gamma=gamma, input_range=(-1.0, 1.0), notes=(note,), seed=seed
     )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights: one, its parts (``-00001-of-00002``), or where there is no other a variant of lower precision (``.fp16``)."""
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    if whole.is_file():
+        return [whole]
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    parts = [file for file in files if "." not in file.stem]
+    variants = {file.stem.split(".")[1].partition("-")[0] for file in files if file not in parts}
+    chosen = parts or [file for file in files if file.stem.split(".")[1].partition("-")[0] == min(variants)]
+    if not chosen:
+        raise ValueError(
+            f"{folder} holds no diffusion_pytorch_model.safetensors: save the model with save_pretrained(folder, safe_serialization=True)"
+        )
+    return chosen
+
+
+#: How models from before 2023 call the parts of their attention.
+_FORMER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def _state(files: list[Path]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({type(error).__name__}): get it again") from None
+    for former, now in _FORMER.items():
+        state = {name.replace(former, now): value for name, value in state.items()}
+    return state

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,14 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.density.base import Density
+from expost.schema import Meta, convert, printable
 
-__all__ = ["LIKELIHOODS", "DecoderNet", "EncoderNet", "Interface", "interface_of"]
+__all__ = ["LIKELIHOODS", "DecoderNet", "EncoderNet", "Interface", "Shape", "fits", "interface_of"]
+
+#: Of one datum or code, as files may state it: what is larger would be allocated before it is found wrong.
+Shape = Annotated[tuple[Annotated[int, Meta(ge=1, le=2**24)], ...], Meta(min_length=1, max_length=5)]
+LARGEST = 2**26
+"""Numbers in one datum or code."""
 
 Likelihood = Literal["gaussian", "bernoulli", "cross-entropy"]
 LIKELIHOODS: tuple[Likelihood, ...] = ("gaussian", "bernoulli", "cross-entropy")
@@ -58,14 +64,14 @@ class Interface:
         notes: what whoever reads results must know.
     """
 
-    data_shape: tuple[int, ...]
-    latent_shape: tuple[int, ...]
+    data_shape: Shape
+    latent_shape: Shape
     posterior: Posterior = "mean"
     likelihood: str = "gaussian"
     outputs: Literal["mean", "logits"] = "mean"
     gamma: float | Literal["optimal"] = "optimal"
     input_range: tuple[float, float] = (0.0, 1.0)
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Shape | None = None
     prior: Literal["normal", "none"] = "none"
     notes: tuple[str, ...] = ()
 
@@ -77,6 +83,14 @@ class Interface:
             raise ValueError(f'gamma must be "optimal" or a positive variance, not {self.gamma!r}')
         if self.likelihood not in (*LIKELIHOODS, "custom"):
             raise ValueError(f'there is no likelihood "{self.likelihood}": choose gaussian, bernoulli or cross-entropy')
+        if max(map(math.prod, (self.data_shape, self.latent_shape))) > LARGEST:
+            raise ValueError(f"data and codes have at most {LARGEST} numbers, not {self.data_shape} and {self.latent_shape}")
+        if self.input_shape is not None and not fits(self.input_shape, self.data_shape):
+            flat = math.prod(self.data_shape)
+            raise ValueError(
+                f"data of shape {self.data_shape} cannot be laid out as {self.input_shape} without mixing up their values: give ({flat},), or "
+                "let the encoder permute them"
+            )
 
     @property
     def latent(self) -> int:
@@ -91,11 +105,7 @@ class Interface:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Interface:
         """The inverse of :meth:`to_json`; ``ValueError`` if the value describes no interface."""
-        try:
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-            return cls(**fields)
-        except TypeError as error:
-            raise ValueError(f"this does not describe a wrapped model ({error}): wrap it again with `expost wrap`") from None
+        return convert(value, cls, "this does not describe a wrapped model, wrap it again with `expost wrap`")
 
     def head(self) -> heads.Head:
         """The decoder's head."""
@@ -126,9 +136,30 @@ class Interface:
         return model.to(next(decoder.parameters()).device)
 
 
-def _like(x: Tensor, module: nn.Module) -> Tensor:
-    """x in the precision of the module's weights."""
-    return x.to(next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype))
+def fits(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether the values of one shape, in order, are those of the other: they agree but for axes of length one, or one of them is flat.
+
+    >>> fits((28, 28), (1, 28, 28)), fits((784,), (1, 28, 28)), fits((1, 8, 16), (1, 16, 8))
+    (True, True, False)
+    """
+    if 1 in (len(shape), len(other)):
+        return math.prod(shape) == math.prod(other)
+    return [n for n in shape if n != 1] == [n for n in other if n != 1]
+
+
+def _ask(module: nn.Module, x: Tensor, what: str, remedy: str) -> Any:
+    """The answer of somebody else's module to x, in the precision of its weights; whatever it raises, ``SystemExit`` too, is one sentence.
+
+    It gets a copy, which it may overwrite.
+    """
+    x = x.to(next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype), copy=True)
+    try:
+        return module(x)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{what} ({printable(said, 200)}): {remedy}") from error
 
 
 class EncoderNet(nn.Module):
@@ -144,11 +175,17 @@ class EncoderNet(nn.Module):
         x = low + (high - low) * x if (low, high) != (0.0, 1.0) else x
         if self.interface.input_shape is not None:
             x = x.reshape(len(x), *self.interface.input_shape)
-        return self.module(_like(x, self.module))
+        given = f"the encoder fails on data of shape {tuple(x.shape[1:])} in [{low:g}, {high:g}]"
+        return _ask(self.module, x, given, "give the shape or range it was trained on")
 
     def forward(self, x: Tensor) -> Tensor:
         posterior, first, second = read_code(self.answer(x), self.interface.posterior)
-        return joined(first, second, posterior).to(x.dtype)
+        if first.dim() < 2 or len(first) != len(x) or not fits(tuple(first.shape[1:]), self.interface.latent_shape):
+            raise ValueError(
+                f"the encoder returns codes of shape {tuple(first.shape)} for {len(x)} examples with codes of {self.interface.latent_shape}: it "
+                "must return one code per example"
+            )
+        return joined(first, second, posterior).to(x.dtype, copy=True)  # the module may overwrite what it returned
 
     def extra_repr(self) -> str:
         return f"range={self.interface.input_range}, posterior={self.interface.posterior!r}"
@@ -163,13 +200,34 @@ class DecoderNet(nn.Module):
 
     def answer(self, z: Tensor) -> Any:
         """What the module itself returns for codes (n, d)."""
-        return self.module(_like(z.reshape(len(z), *self.interface.latent_shape), self.module))
+        z = z.reshape(len(z), *self.interface.latent_shape)
+        return _ask(self.module, z, f"the decoder fails on codes of shape {self.interface.latent_shape}", "does it belong to this encoder?")
 
-    def forward(self, z: Tensor) -> Tensor:
-        raw = read_image(self.answer(z)).to(z.dtype)
+    def image(self, z: Tensor) -> Tensor:
+        """The module's image as it makes it, in the shape of the data: it must have that shape, the encoder's, or be flat."""
+        raw = read_image(self.answer(z)).to(z.dtype, copy=True)  # the module may overwrite what it returned
         if self.interface.likelihood == "custom":
             return raw
-        raw = raw.reshape(len(z), *self.interface.data_shape)
+        if not raw.dim() or len(raw) != len(z):
+            raise ValueError(f"the decoder makes {tuple(raw.shape)} of {len(z)} codes: it must return one image per code")
+        made, wanted = tuple(raw.shape[1:]), self.interface.data_shape
+        size = math.prod(wanted)
+        if made in (wanted, (size,), self.interface.input_shape):
+            return raw.reshape(len(z), *wanted)
+        if math.prod(made) != size:
+            raise ValueError(
+                f"the decoder makes {made} for data of shape {wanted}: pad or choose the data so that both agree (a model that halves "
+                "three times needs sides divisible by 8)"
+            )
+        last = "images with channels last, " if made == (*wanted[1:], wanted[0]) else ""
+        raise ValueError(
+            f"the decoder makes {last}{made} for data of shape {wanted}: permute its output to {wanted}, or let it be flat, ({size},)"
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        raw = self.image(z)
+        if self.interface.likelihood == "custom":
+            return raw
         binary = self.interface.likelihood != "gaussian"
         if self.interface.outputs == "logits":
             return raw if binary else torch.sigmoid(raw)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from expost import heads
 from expost.adapt.interface import DecoderNet, EncoderNet, Interface, Likelihood
-from expost.adapt.outputs import POSTERIORS, Posterior, read_code, read_image
+from expost.adapt.outputs import POSTERIORS, Posterior, read_code
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density.base import Density
 from expost.distributions import check_data
 from expost.seeds import seeded
-from expost.tensors import batches, check_finite, unit
+from expost.tensors import batches, unit
 
-__all__ = ["halves", "set_gamma", "try_out", "wrap"]
+__all__ = ["finite", "halves", "set_gamma", "try_out", "wrap"]
 
 PROBE = 64
 """Examples of the probing pass."""
@@ -115,7 +115,7 @@ def wrap(
     custom = likelihood if isinstance(likelihood, heads.Head) else None
     interface = Interface(
         data_shape=tuple(x.shape[1:]),
-        latent_shape=(0,),
+        latent_shape=(1,),  # found out below
         posterior="mean" if posterior == "auto" else posterior,
         likelihood="custom" if custom is not None else str(likelihood),
         outputs="mean" if outputs == "auto" else outputs,
@@ -149,14 +149,15 @@ def _probe(
     """Complete the interface from one pass of the first data through both modules."""
     x = _some(x, decoder)
     net = EncoderNet(encoder, interface)
-    answer = _run(lambda: net.answer(x), f"the encoder fails on {_input(interface)}", "give the shape or range it was trained on")
+    answer = net.answer(x)
     kind, first, second = read_code(answer, posterior)
     if first.dim() < 2 or len(first) != len(x):
         raise ValueError(
             f"the encoder returns codes of shape {tuple(first.shape)} for {len(x)} examples: it must return one code per example"
         )
+    first = first.clone()  # the module may overwrite what it returned
     again = read_code(net.answer(x), posterior)[1]
-    check_finite(first, "codes of the encoder")
+    finite(first, "codes of the encoder")
     if not torch.equal(first, again) and not torch.allclose(first, again, rtol=1e-3, atol=1e-5):
         raise ValueError(
             "the encoder gives other codes at every call, so it samples them: let it return (mean, log variance) or a distribution instead"
@@ -175,15 +176,8 @@ def _probe(
     ):
         notes.append('the second tensor is taken for log σ², but is positive throughout: if it is σ, say posterior="mean-std"')
     interface = dataclasses.replace(interface, latent_shape=tuple(first.shape[1:]), posterior=kind, notes=tuple(notes))
-    up = DecoderNet(decoder, interface)
-    made = read_image(
-        _run(
-            lambda: up.answer(first.flatten(1).to(x.dtype)),
-            f"the decoder fails on codes of shape {interface.latent_shape}",
-            "does it belong to this encoder?",
-        )
-    )
-    _check_image(made, interface)
+    made = DecoderNet(decoder, interface).image(first.flatten(1).to(x.dtype))
+    finite(made, "images of the decoder")
     low, high = interface.input_range
     inside = bool(((made >= low) & (made <= high)).all())
     if outputs == "auto" and interface.likelihood in ("bernoulli", "cross-entropy") and not inside:
@@ -196,32 +190,14 @@ def _some(x: Tensor, module: nn.Module) -> Tensor:
     return unit(x[:PROBE].to(device))
 
 
-def _run(call: Callable[[], Any], what: str, remedy: str) -> Any:
-    """The answer of somebody else's code, or one sentence with its own complaint."""
-    try:
-        return call()
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{what} ({type(error).__name__}: {said[:200]}): {remedy}") from error
-
-
-def _input(interface: Interface) -> str:
-    low, high = interface.input_range
-    return f"data of shape {interface.input_shape or interface.data_shape} in [{low:g}, {high:g}]"
-
-
-def _check_image(made: Tensor, interface: Interface) -> None:
-    shape, wanted = tuple(made.shape[1:]), interface.data_shape
-    if interface.likelihood == "custom":
-        return
-    if math.prod(shape) != math.prod(wanted):
+def finite(x: Tensor, what: str) -> None:
+    """``ValueError`` if what a foreign module returned holds NaN or infinity."""
+    bad = ~torch.isfinite(x.flatten(1)).all(1)
+    if bad.any():
         raise ValueError(
-            f"the decoder makes {shape} for data of shape {wanted}: pad or choose the data so that both agree (a model that halves "
-            "three times needs sides divisible by 8)"
+            f"{what} hold NaN or infinity for {int(bad.sum())} of {len(x)} examples: are its weights loaded, is the range of its input right, and "
+            "does it return what it is taken for?"
         )
-    if len(shape) == 3 and shape == (*wanted[1:], wanted[0]) and shape != wanted and wanted[0] != 1:
-        raise ValueError(f"the decoder makes images with channels last, {shape}: permute its output to {wanted}")
-    check_finite(made, "images of the decoder")
 
 
 def try_out(model: Autoencoder, x: Tensor) -> None:
@@ -234,9 +210,12 @@ def try_out(model: Autoencoder, x: Tensor) -> None:
             raise ValueError(
                 f"the model is for data of shape {net.interface.data_shape}, not {tuple(x.shape[1:])}: choose other data, or pad them"
             )
-        q = _run(lambda: model.encode(x), f"the encoder fails on {_input(net.interface)}", "does it fit these data?")
-        check_finite(q.mean, "codes of the encoder")
-        p = _run(lambda: model.decode(q.mean), "the decoder fails on the codes", "does it belong to this encoder?")
+        q = model.encode(x)
+        finite(q.mean, "codes of the encoder")
+        finite(q.stddev, "standard deviations of the encoder's codes")
+        p = model.decode(q.mean)
+        if net.interface.likelihood != "custom":
+            finite(p.mean, "images of the decoder")
         if net.interface.likelihood != "bernoulli":
             check_data(p, x)
         elif bool(((x != 0) & (x != 1)).any()):
@@ -256,5 +235,10 @@ def set_gamma(model: Autoencoder, x: Tensor, *, seed: int = 0, batch_size: int =
         for data, codes in zip(batches(x, batch_size), batches(z, batch_size), strict=True):
             squared = (unit(data.to(model.device)) - model.decode(codes).mean).double().square()
             total, count = total + float(squared.sum()), count + squared.numel()
+        if not math.isfinite(total):
+            raise ValueError(
+                f"the squared error of images decoded from samples of q(z | x) is {total}, so it gives no variance gamma: is what the encoder "
+                "returns as its scale taken for the right thing?"
+            )
         head.log_scale.fill_(0.5 * math.log(max(total / count, 1e-12)))
         head.tracked.fill_(1)

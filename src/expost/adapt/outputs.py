@@ -156,6 +156,11 @@ def joined(first: Tensor, second: Tensor | None, posterior: Posterior) -> Tensor
     if second is None:
         return mean
     if posterior == "full":
+        if second.shape != (*mean.shape, mean.shape[1]):
+            raise ValueError(
+                f"the encoder's codes have {mean.shape[1]} numbers and its triangular matrices the shape {tuple(second.shape[1:])}: give one of "
+                f"{mean.shape[1]} x {mean.shape[1]} for each example"
+            )
         rows, columns = torch.tril_indices(mean.shape[1], mean.shape[1], -1, device=mean.device)
         return torch.cat([mean, second.diagonal(dim1=-2, dim2=-1).log(), second[..., rows, columns]], 1)
     try:

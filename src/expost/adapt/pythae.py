@@ -21,22 +21,40 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from expost.adapt.interface import Interface, Likelihood
+from expost.adapt.interface import Interface, Likelihood, Shape, fits
 from expost.adapt.modules import set_gamma, try_out
 from expost.autoencoder import Autoencoder
-from expost.checkpoint import load_weights
+from expost.checkpoint import bounded, load_weights
 from expost.density import VampPrior
 from expost.files import read_json
+from expost.schema import Meta, convert
 
-__all__ = ["KINDS", "NETWORKS", "build_pythae", "from_pythae", "read_config"]
+__all__ = ["KINDS", "NETWORKS", "PythaeConfig", "build_pythae", "from_pythae", "read_config"]
 
 Networks = Literal["mlp", "mnist-conv"]
 NETWORKS: tuple[Networks, ...] = ("mlp", "mnist-conv")
+
+
+class PythaeConfig(TypedDict):
+    """What is read of model_config.json; the rest of it is passed over."""
+
+    name: Annotated[str, Meta(max_length=100)]
+    latent_dim: Annotated[int, Meta(ge=1, le=2**20)]
+    input_dim: NotRequired[Shape | None]
+    reconstruction_loss: NotRequired[str | None]
+    deterministic_posterior: NotRequired[bool | None]
+    uses_default_encoder: NotRequired[bool | None]
+    uses_default_decoder: NotRequired[bool | None]
+    number_components: NotRequired[Annotated[int, Meta(ge=1, le=2**20)]]
+
+
+def _components(config: PythaeConfig) -> int:
+    return config.get("number_components", 50)  # as in Pythae
 
 
 @dataclass(frozen=True)
@@ -128,18 +146,16 @@ def _mnist_conv(shape: tuple[int, ...], d: int, stochastic: bool) -> tuple[nn.Mo
 _BUILDERS: dict[str, Callable[[tuple[int, ...], int, bool], tuple[nn.Module, nn.Module]]] = {"mlp": _mlp, "mnist-conv": _mnist_conv}
 
 
-def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+def read_config(folder: str | Path) -> tuple[Path, PythaeConfig]:
     """The folder that holds the model (``final_model`` inside a training's folder) and its configuration."""
     folder = Path(folder)
     if not (folder / "model_config.json").is_file() and (folder / "final_model" / "model_config.json").is_file():
         folder = folder / "final_model"
-    config = read_json(folder / "model_config.json", "the configuration of a Pythae model")
-    if not isinstance(config, dict) or "name" not in config or "latent_dim" not in config:
-        raise ValueError(f"{folder / 'model_config.json'} does not describe a Pythae model (no name or latent_dim): check the folder")
-    return folder, config
+    file = folder / "model_config.json"
+    return folder, convert(read_json(file, "the configuration of a Pythae model"), PythaeConfig, f"{file} does not describe a Pythae model")
 
 
-def _kind(config: dict[str, Any]) -> Kind:
+def _kind(config: PythaeConfig) -> Kind:
     name = config["name"]
     if name in _REFUSED:
         raise ValueError(
@@ -167,17 +183,22 @@ def _state(folder: Path) -> dict[str, Tensor]:
 
 
 def build_pythae(
-    config: dict[str, Any], networks: str = "mlp", encoder: nn.Module | None = None, decoder: nn.Module | None = None
+    config: PythaeConfig,
+    networks: str = "mlp",
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
 ) -> tuple[nn.Module, nn.Module]:
     """The untrained encoder and decoder of a configuration; those given are passed through."""
+    _kind(config)
     if encoder is not None and decoder is not None:
         return encoder, decoder
     if networks not in _BUILDERS:
         raise ValueError(f'there are no networks "{networks}" for Pythae models: choose {" or ".join(NETWORKS)}, or pass modules')
-    if not config.get("input_dim"):
+    shape = tuple(config.get("input_dim") or ())
+    if not shape:
         raise ValueError("the Pythae configuration names no input_dim, so its networks cannot be rebuilt: pass encoder and decoder")
     stochastic = KINDS[config["name"]].posterior != "mean"  # of the network; its log σ² may go unused
-    built = _BUILDERS[networks](tuple(config["input_dim"]), int(config["latent_dim"]), stochastic)
+    built = _BUILDERS[networks](shape, config["latent_dim"], stochastic)
     return encoder or built[0], decoder or built[1]
 
 
@@ -216,16 +237,26 @@ def from_pythae(
                 f"{folder} stores its {name} as pickled code, which is never run here: give it as a module "
                 f"(--{name} mypackage.mymodule:{name.capitalize()}), or say --networks mnist-conv if it is that of Pythae's MNIST benchmark"
             )
-    halves = build_pythae(config, networks or "mlp", encoder, decoder)
     state = _state(folder)
+    with bounded(folder / "model_config.json", folder / "model.pt"):
+        halves = build_pythae(config, networks or "mlp", encoder, decoder)
     for name, module in zip(("encoder", "decoder"), halves, strict=True):
         load_weights(
             module, {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}, str(folder / "model.pt")
         )
     left = {k.partition(".")[0] for k in state} - {"encoder", "decoder", "pseudo_inputs"}
     interface = _interface(config, kind, tuple(sorted(left)), likelihood, gamma, input_range, x)
-    model = assemble_pythae(interface, config, *halves)
+    with bounded(folder / "model_config.json", folder / "model.pt"):
+        model = assemble_pythae(interface, config, *halves)
     if isinstance(model.prior, VampPrior):
+        wanted = {"weight": (math.prod(interface.data_shape), _components(config)), "bias": (math.prod(interface.data_shape),)}
+        for name, size in wanted.items():
+            found = state.get(f"pseudo_inputs.0.{name}")
+            if found is None or tuple(found.shape) != size:
+                raise ValueError(
+                    f'{folder / "model.pt"} does not fit this model: "pseudo_inputs.0.{name}" is {"missing" if found is None else tuple(found.shape)}, '
+                    f"not {size}"
+                )
         pseudo = (state["pseudo_inputs.0.weight"].T + state["pseudo_inputs.0.bias"]).clamp(0, 1)  # a linear map of one-hot vectors
         pseudo = (pseudo - input_range[0]) / (input_range[1] - input_range[0])
         with torch.no_grad():
@@ -238,16 +269,16 @@ def from_pythae(
     return model
 
 
-def assemble_pythae(interface: Interface, config: dict[str, Any], encoder: nn.Module, decoder: nn.Module) -> Autoencoder:
+def assemble_pythae(interface: Interface, config: PythaeConfig, encoder: nn.Module, decoder: nn.Module) -> Autoencoder:
     """The two modules as an autoencoder, with the prior of the model's class."""
     model = interface.assemble(encoder, decoder)
     if _kind(config).prior == "vamp":
-        return model.with_prior(VampPrior(model.encoder, int(config["number_components"]), interface.data_shape)).eval()
+        return model.with_prior(VampPrior(model.encoder, _components(config), interface.data_shape)).eval()
     return model
 
 
 def _interface(
-    config: dict[str, Any],
+    config: PythaeConfig,
     kind: Kind,
     left: tuple[str, ...],
     likelihood: str,
@@ -255,9 +286,9 @@ def _interface(
     input_range: tuple[float, float],
     x: Tensor | None,
 ) -> Interface:
-    named = tuple(config["input_dim"]) if config.get("input_dim") else None
+    named = config.get("input_dim")
     given = None if x is None else tuple(x.shape[1:])
-    shape = given if named is None or (given is not None and math.prod(given) == math.prod(named)) else named
+    shape = given if named is None or (given is not None and fits(given, named)) else named
     if shape is None:
         raise ValueError("the Pythae configuration names no input_dim: pass some data as x")
     notes = [kind.note] if kind.note else []
@@ -268,7 +299,7 @@ def _interface(
         gamma = kind.gamma if kind.gamma is not None else "optimal"
     return Interface(
         data_shape=shape,
-        latent_shape=(int(config["latent_dim"]),),
+        latent_shape=(config["latent_dim"],),
         posterior=kind.posterior,
         likelihood=trained if likelihood == "trained" else likelihood,
         gamma=gamma,

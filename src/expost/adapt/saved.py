@@ -12,23 +12,46 @@ and ``interface`` for all three. Weights come from the run folder's ``model.safe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import Tensor
 
-from expost.adapt.diffusers import build_diffusers, from_diffusers, read_diffusers_config
+from expost.adapt.diffusers import DiffusersConfig, build_diffusers, from_diffusers, read_diffusers_config
 from expost.adapt.interface import Interface, interface_of
 from expost.adapt.modules import wrap
-from expost.adapt.pythae import assemble_pythae, build_pythae, from_pythae, read_config
+from expost.adapt.pythae import Networks, PythaeConfig, assemble_pythae, build_pythae, from_pythae, read_config
 from expost.adapt.references import allowed, load_pair_weights, module_of, pair_of
 from expost.autoencoder import Autoencoder
+from expost.schema import convert
 
 __all__ = ["Origin", "SourceKind", "kind_of", "open_source", "shape_of"]
 
 SourceKind = Literal["modules", "pythae", "diffusers"]
 KINDS: tuple[SourceKind, ...] = ("modules", "pythae", "diffusers")
+
+
+class _Modules(TypedDict):
+    reference: str
+    interface: Interface
+
+
+class _Pythae(TypedDict):
+    config: PythaeConfig
+    interface: Interface
+    networks: NotRequired[Networks | None]
+    encoder: NotRequired[str | None]
+    decoder: NotRequired[str | None]
+
+
+class _Diffusers(TypedDict):
+    config: DiffusersConfig
+    interface: Interface
+
+
+_SETTINGS: dict[str, Any] = {"modules": _Modules, "pythae": _Pythae, "diffusers": _Diffusers}
 
 
 @dataclass(frozen=True)
@@ -38,33 +61,34 @@ class Origin:
     kind: SourceKind
     settings: dict[str, Any]
 
+    @classmethod
+    def from_json(cls, kind: str, settings: Any, where: str) -> Origin:
+        """The origin that a file (``where``) describes, with every entry checked; nothing is built or imported yet."""
+        if kind not in KINDS:
+            raise ValueError(f'there is no kind of wrapped model "{kind}": was the folder made by a newer expost?')
+        return cls(kind, convert(settings, _SETTINGS[kind], f"{where} does not describe a wrapped model, wrap it again"))
+
     @property
     def references(self) -> dict[str, str]:
         """The code that it names, ``package.module:name`` by what it makes."""
-        names = {"modules": ("reference",), "pythae": ("encoder", "decoder")}.get(self.kind, ())
-        return {name: self.settings[name] for name in names if self.settings.get(name)}
+        return {name: self.settings[name] for name in ("reference", "encoder", "decoder") if self.settings.get(name)}
 
-    def build(self, where: str = "this model", code: str | Sequence[str] = ()) -> Autoencoder:
+    def build(self, where: str, bounded: AbstractContextManager[Any], code: str | Sequence[str] = ()) -> Autoencoder:
         """The model with whatever weights its code gives it; load the saved ones next.
 
         Args:
             where: the file that says so, for sentences.
+            bounded: the block in which what the file describes is built, so that it does not ask for more memory than its weights take.
             code: references that may be run because the user named them; without that of every reference here nothing is imported.
         """
-        if self.kind not in KINDS:
-            raise ValueError(f'there is no kind of wrapped model "{self.kind}": was the folder made by a newer expost?')
-        s = self.settings
-        missing = {"interface", "reference" if self.kind == "modules" else "config"} - s.keys()
-        if missing:
-            raise ValueError(f'the description of this wrapped model lacks "{missing.pop()}": wrap it again')
-        interface = Interface.from_json(s["interface"])
+        s, interface = self.settings, self.settings["interface"]
         own = dict(zip(self.references, allowed(list(self.references.values()), code, where), strict=True))
-        if self.kind == "modules":
-            return interface.assemble(*pair_of(own["reference"]))
-        if self.kind == "diffusers":
-            return interface.assemble(*build_diffusers(s["config"]))
-        networks = build_pythae(s["config"], s.get("networks") or "mlp", **{name: module_of(reference) for name, reference in own.items()})
-        return assemble_pythae(interface, s["config"], *networks)
+        pair = pair_of(own["reference"]) if self.kind == "modules" else None
+        made = {name: module_of(reference) for name, reference in own.items()} if self.kind == "pythae" else {}
+        with bounded:
+            if self.kind == "pythae":
+                return assemble_pythae(interface, s["config"], *build_pythae(s["config"], s.get("networks") or "mlp", **made))
+            return interface.assemble(*(pair or build_diffusers(s["config"])))
 
 
 def kind_of(source: str) -> SourceKind:
@@ -117,7 +141,7 @@ def open_source(source: str, x: Tensor, kind: SourceKind, options: dict[str, Any
         model = from_pythae(source, x=x, seed=seed, **options)
     else:
         _known(options, ("likelihood", "gamma"), kind)
-        settings["config"] = {k: v for k, v in read_diffusers_config(source)[1].items() if not k.startswith("_")}
+        settings["config"] = read_diffusers_config(source)[1]
         model = from_diffusers(source, x, seed=seed, **options)
     return model, Origin(kind, {**settings, "interface": interface_of(model).to_json()})
 

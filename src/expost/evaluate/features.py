@@ -262,7 +262,8 @@ class Wrapped(Extractor):
         return self if self.network is None else _moved(self, device)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.function(x) if self.network is None else self.network(x)
+        own = self.function if self.network is None else self.network
+        return own(x.clone()).clone()  # it may overwrite what it is given and what it has returned
 
 
 def _code_of(network: nn.Module) -> str:

@@ -23,6 +23,8 @@ __all__ = ["Ended", "Executor", "Local", "Slurm", "Started", "Work", "cores"]
 
 #: What the numerical libraries read their number of threads from.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+#: Keeps ``python -m`` from putting the current folder on the import path: a file there would stand in for any module of its name.
+SAFE_PATH = "PYTHONSAFEPATH"
 #: Jobs of one array: Slurm's own limit is 1001 unless the cluster has set another.
 ARRAY = 1000
 
@@ -122,7 +124,7 @@ class Local(Executor):
 
     def _start(self, work: Work) -> Started:
         slot = self._slots.pop(0)
-        environment = {**os.environ, **dict.fromkeys(THREADS, str(self.threads))}
+        environment = {**os.environ, SAFE_PATH: "1", **dict.fromkeys(THREADS, str(self.threads))}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         try:
@@ -198,7 +200,7 @@ class Slurm(Executor):
 
     Args:
         partition: where to submit.
-        folder: of submitit's scripts and logs.
+        folder: of submitit's scripts, pickled commands and logs; made for its owner alone.
         minutes: time limit of each run; 90 s before it a run writes a checkpoint and ends, and the same sweep goes on from there.
         gpus, memory, threads: of each run; memory in GB, default the cluster's.
         parallel: how many jobs of the array run at once.
@@ -236,7 +238,7 @@ class Slurm(Executor):
             "cpus_per_task": self.threads,
             "array_parallelism": self.parallel,
             "job_name": "expost",
-            "setup": [f"export {name}={self.threads}" for name in THREADS],
+            "setup": [f"export {SAFE_PATH}=1", *(f"export {name}={self.threads}" for name in THREADS)],
         }
         if self.gpus:
             parameters["gpus_per_node"] = self.gpus
@@ -257,6 +259,7 @@ class Slurm(Executor):
 
         functions = [CommandFunction(work.command) for work in works]
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the nodes unpickle what lies there: nobody else may write it
             jobs = [job for i in range(0, len(works), ARRAY) for job in self._executor.submit_array(functions[i : i + ARRAY])]
         except (FailedJobError, OSError) as error:
             raise ValueError(f"the cluster has not accepted the runs: {' '.join(str(error).split())}") from None

@@ -325,15 +325,15 @@ def _rebuild(folder: RunFolder, saved: Description, device: str | None, code: st
     known = saved["data"]
     examples = known.get("train") or len(load_again(known, folder.path).train)  # the first versions did not write their number
     task = Task(known["name"], tuple(known["shape"]), examples)
-    with folder.bounded():
-        if saved["recipe"].startswith(WRAPPED):
-            experiment, model = rebuild_wrapped(saved, task, str(folder.recipe_file), code)
-        else:
-            try:
+    if saved["recipe"].startswith(WRAPPED):
+        experiment, model = rebuild_wrapped(folder, saved, task, code)
+    else:
+        try:
+            with folder.bounded():
                 experiment = find(saved["recipe"]).prepare(task, saved["budget"]).override(saved["settings"])
                 model, _ = experiment.build(saved["seed"])
-            except ValueError as error:
-                raise ValueError(f"{folder.recipe_file}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{folder.recipe_file}: {error}") from None
     folder.load_model(model)
     return experiment, model.to(choose_device(device)).eval()
 

@@ -61,18 +61,22 @@ def code_options(saved: Description) -> tuple[str, ...]:
     """What every command line that opens a run must add for the code that it names; nothing for most runs."""
     if not saved["recipe"].startswith(WRAPPED):
         return ()
-    return tuple(part for reference in dict.fromkeys(_origin(saved).references.values()) for part in ("--code", reference))
+    references = _origin(saved, "recipe.json").references.values()
+    return tuple(part for reference in dict.fromkeys(references) for part in ("--code", reference))
 
 
-def rebuild_wrapped(saved: Description, task: Task, where: str, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
+def rebuild_wrapped(folder: RunFolder, saved: Description, task: Task, code: str | Sequence[str] = ()) -> tuple[Experiment, Autoencoder]:
     """The experiment that stands for a wrapped model, and the model, still without its saved weights.
 
     Args:
-        where: the file that ``saved`` comes from, for sentences.
+        saved: the folder's description.
         code: names that the user allows to be run, see :func:`expost.adapt.references.allowed`.
     """
-    model = _origin(saved).build(where, code)
+    where = str(folder.recipe_file)
+    model = _origin(saved, where).build(where, folder.bounded(), code)
     interface = interface_of(model)
+    if interface.data_shape != task.shape:
+        raise ValueError(f"{where} is about data of shape {task.shape}, and its model for {interface.data_shape}: wrap the model again")
     mixture = "gmm:10" if interface.latent <= LARGE else "gmm:10:diagonal"
     experiment = Experiment(
         recipe=saved["recipe"],
@@ -86,5 +90,5 @@ def rebuild_wrapped(saved: Description, task: Task, where: str, code: str | Sequ
     return experiment, model
 
 
-def _origin(saved: Description) -> Origin:
-    return Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"])  # type: ignore[arg-type] # what it is asked for first names unknown kinds
+def _origin(saved: Description, where: str) -> Origin:
+    return Origin.from_json(saved["recipe"].removeprefix(WRAPPED), saved["settings"], where)
