@@ -22,7 +22,7 @@ from expost.checkpoint import RunFolder
 from expost.checkpoint import _sum as checksum
 from expost.cli import main
 from expost.cli.commands import COMMANDS
-from expost.cli.options import OpensRun
+from expost.cli.options import OpensModel
 from expost.data import load
 from expost.files import load_tensors, save_tensors
 from expost.recipes.lab import Lab
@@ -174,7 +174,7 @@ def describe(folder: RunFolder, changes: dict[str, Any]) -> None:
 
 
 def openers() -> dict[str, type]:
-    return {name: cls for name, cls in COMMANDS.items() if issubclass(cls, OpensRun)}
+    return {name: cls for name, cls in COMMANDS.items() if issubclass(cls, OpensModel)}
 
 
 #: What a command needs beside the run folder. A new command is tried with nothing.
@@ -294,7 +294,7 @@ def test_laboratories_run_nothing(trained: Path, place: Path, tripwire: None) ->
 def test_other_code_than_the_recorded_is_refused(trained: Path, place: Path, named: str, sentence: str, tripwire: None) -> None:
     folder = hostile(trained / "run", place / "evil", modules("helper:call"))
     for opened in (load_run, load_model):
-        with pytest.raises(ValueError, match=r'add --code helper:call \(in Python code="helper:call"\)'):
+        with pytest.raises(ValueError, match=r'add --code helper:call \(in Python `code="helper:call"`\)'):
             opened(folder, device="cpu", code=named)
     assert not (place / "PWNED").exists()
 

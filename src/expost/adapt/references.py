@@ -43,7 +43,7 @@ def allowed(recorded: Sequence[str], code: str | Sequence[str], where: str) -> l
     >>> allowed(["theirs:make"], (), "run/recipe.json")
     Traceback (most recent call last):
     ...
-    ValueError: run/recipe.json names code, which is never run unasked: if you trust it, add --code theirs:make (in Python code="theirs:make")
+    ValueError: run/recipe.json names code, which is never run unasked: if you trust it, add --code theirs:make (in Python `code="theirs:make"`)
     """
     for name in recorded:
         if not _readable(name):
@@ -58,7 +58,7 @@ def allowed(recorded: Sequence[str], code: str | Sequence[str], where: str) -> l
         other = f", and {given[0]} is other code" if given and not set(given) & set(wanted) else ""
         raise ValueError(
             f"{where} names code, which is never run unasked{other}: if you trust it, add {options} "
-            f"(in Python code={listed if len(wanted) == 1 else f'({listed})'})"
+            f"(in Python `code={listed if len(wanted) == 1 else f'({listed})'}`)"
         )
     return [given[given.index(name)] for name in recorded]
 
