@@ -152,6 +152,40 @@ def summary(m: nn.Module, history: Any) -> dict[str, Any]:
     }
 
 
+def commands(folder: Path) -> list[Any]:
+    """How commands end in this process that are run one after the other, as ``torchrun -m expost`` runs them."""
+    from expost.cli import main
+    from expost.recipes import runs
+
+    rank, out, ended = os.environ["RANK"], str(folder / "run"), list[Any]()
+
+    def command(*arguments: str) -> None:
+        try:
+            ended.append(main(arguments))
+        except SystemExit as end:
+            ended.append(end.code)
+
+    train = ("train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", out)
+    command(*train)
+    command("density", out, "gaussian")
+    command("sample", out, "--density", "gaussian", "-n", "4", "--out", f"{out}.npz")
+    command("evaluate", out, "-n", "60", "--extractor", "pixels", "--metrics", "fd", "--density", "gaussian", "stage")
+    command(*train)  # the folder is taken: the main process looks, and tells the other
+    command(*train, "--resume")
+    command("train", "--nosuch")
+    command("sample", out)
+    plan = runs.plan
+
+    def failing(*a: Any, **k: Any) -> Any:
+        if rank == "1":
+            raise ValueError("process 1 has no disk")
+        return plan(*a, **k)
+
+    runs.plan = failing
+    command(*train)  # process 0 waits for process 1, until that ends
+    return ended
+
+
 def distributed(folder: Path) -> None:
     """All that test_distributed looks at, from one launch; every process writes what it ended with."""
     rank = int(os.environ["RANK"])
@@ -175,8 +209,8 @@ def distributed(folder: Path) -> None:
     m = model(heads.Dirac())
     bad = expost.fit(m, OneSided(rank), vectors(70), training=SHARED, out=folder / "bad", device="cpu")
     results["one-sided"] = summary(m, bad)
+    results["commands"] = commands(folder / "commands")
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import expost
 from expost.cli import main
+from toys import model, vectors
 
 SMOKE = ["--data", "digits", "--budget", "smoke", "--device", "cpu"]
 
@@ -154,13 +156,26 @@ def test_a_diverging_run_fails_with_one_sentence(tmp_path: Path, capsys: pytest.
     assert "non-finite loss at step" in err
 
 
-def test_trackers_write_into_the_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trackers_write_into_the_run_folder(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = tmp_path / "tracked"
     assert main(["train", "ghosh2020/ae", *SMOKE, "--set", "training.steps=10", "--track", "tensorboard", "--out", str(folder)]) == 0
     assert list(folder.rglob("events.out.tfevents.*"))
-    assert main(["train", "ghosh2020/ae", *SMOKE, "--track", "nosuch", "--out", str(tmp_path / "other")]) == 2
-    assert "tensorboard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("nosuch", "choose aim, clearml, comet_ml"), ("mlflow", "pip install mlflow"), ("comet_ml", "pip install comet-ml")],
+)
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_made(
+    name: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    assert main(["train", "ghosh2020/ae", *SMOKE, "--track", "tensorboard", name, "--out", str(tmp_path / "other")]) == 2
+    assert sentence in capsys.readouterr().err
+    with pytest.raises(ValueError, match=sentence):
+        expost.fit(model(), expost.ELBO(), vectors(), training=expost.Training(steps=1), out=tmp_path / "other", trackers=(name,))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_stopped_before_any_validation_still_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

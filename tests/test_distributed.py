@@ -7,24 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 
 import expost
 from expost import heads
+from expost.recipes import load_run
 from expost.training import Training
 from runs import SHARED, deterministic, summary
-from toys import model, vectors
+from toys import bits, model, same, vectors
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> list[dict[str, Any]]:
-    """What each of two processes ended with."""
+def launched(tmp_path_factory) -> tuple[Path, list[dict[str, Any]], subprocess.CompletedProcess[str]]:
+    """Where two processes worked, what each ended with, and what they printed together."""
     folder = tmp_path_factory.mktemp("distributed")
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
@@ -33,7 +34,12 @@ def two(tmp_path_factory) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "runs.py"), "distributed"]
     done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)], done
+
+
+@pytest.fixture(scope="module")
+def two(launched) -> list[dict[str, Any]]:
+    return launched[1]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,31 @@ def test_a_loss_that_overflows_in_one_process_stops_both(two):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    monkeypatch.setattr(accelerate.Accelerator, "num_processes", property(lambda self: 2))
+    monkeypatch.setattr(expost.train, "Processes", lambda: SimpleNamespace(rank=0, world=2))
     with pytest.raises(ValueError, match="the batch of 9 cannot be shared by 2 processes: choose a multiple of 2"):
         expost.fit(model(heads.Dirac()), expost.RAE(), vectors(9), training=Training(steps=1, batch_size=9), device="cpu")
+
+
+def test_commands_print_once_write_once_and_fail_once(launched):
+    folder, ended, done = launched
+    out = folder / "commands" / "run"
+    assert ended[0]["commands"] == [0, 0, 0, 0, 2, 0, 2, 2, 1]
+    assert ended[1]["commands"] == [0, 0, 0, 0, 1, 0, 2, 0, 2]
+    for said in (f"wrote {out}\n", "Densities on the codes", "wrote 4 samples", "samples stage ", "is already finished"):
+        assert done.stdout.count(said) == 1, said
+    for said in ("already holds a finished run", "nothing to write", "process 1 has no disk", "Missing argument"):
+        assert done.stderr.count(said) == 1, said
+    assert done.stderr.count("expost: ") == 3
+    assert "Warning" not in done.stderr
+    run = load_run(out, device="cpu")
+    stage = bits(run.density("stage"))
+    assert same(stage, bits(run.density("stage", refit=True))), "a density that is trained is that of one process"
+
+
+def test_torchrun_takes_n_from_us():
+    """Its parser reads --n as an abbreviation of its own options."""
+    from torch.distributed.run import parse_args
+
+    for words in (["expost", "evaluate", "RUN", "-n", "60"], ["--", "expost", "evaluate", "RUN", "--n", "60"]):
+        found = parse_args(["--nproc-per-node", "2", "-m", *words])
+        assert [found.training_script, *found.training_script_args] == [word for word in words if word != "--"]

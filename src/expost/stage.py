@@ -75,7 +75,7 @@ class SecondStage(Density):
         draw_codes(z, seed=seed)  # checks
         device = next(self.model.parameters()).device
         self.model.load_state_dict(self._start)  # a second fit replaces the first
-        history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device.type, progress=None)
+        history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device, progress=None)
         if history.failed:
             raise ValueError(f"the second stage could not be fitted: {history.stopped}")
         self.model.eval()

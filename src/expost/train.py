@@ -1,7 +1,7 @@
 """``fit``: the training loop.
 
-The loop is written on accelerate, so that ``torchrun`` gives several processes, GPUs or machines; the data stays one tensor on the device
-and is sliced, not loaded. Two properties are promised and tested:
+Under ``torchrun`` several processes, GPUs or machines share the work (:mod:`expost.processes`); the data stays one tensor on the device and
+is sliced, not loaded. Two properties are promised and tested:
 
 * *Determinism*: the order of epoch e depends on (seed, e) and the noise of step t on (seed, t, process) alone. Same seed, machine and
   number of threads: bitwise the same weights.
@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.checkpoint import RunFolder, load_weights, prefixed, split_prefix
 from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
+from expost.devices import choose_device
 from expost.files import load_tensors, save_tensors
 from expost.heads import Gaussian
 from expost.history import History
@@ -36,14 +39,13 @@ from expost.identity import stable_repr
 from expost.interrupt import Interruptible
 from expost.memory import retained
 from expost.objectives.base import Objective
+from expost.processes import Processes, join
 from expost.progress import Bar
 from expost.schedules import Plateau
 from expost.seeds import permutation, seed_from, seeded
 from expost.tensors import batches, check_finite, like, unit
+from expost.trackers import Trackers, check_trackers
 from expost.training import Training, automatic_precision
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["Watch", "fit"]
 
@@ -51,7 +53,7 @@ Watch = Callable[[Autoencoder], dict[str, float]]
 
 
 class _Step(nn.Module):
-    """What accelerate wraps: a player's network with the loss as its forward."""
+    """What DistributedDataParallel wraps: a player's network with the loss as its forward."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ def fit(
     seed: int = 0,
     out: str | Path | RunFolder | None = None,
     resume: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: bool | None = None,
     trackers: tuple[str, ...] = (),
     watch: Watch | None = None,
@@ -88,9 +90,9 @@ def fit(
         seed: of data order and noise. Weights are initialised by whoever built the model.
         out: run folder for history, checkpoints and the final weights.
         resume: continue from the folder's checkpoint if there is one.
-        device: ``"cpu"`` or None for accelerate's choice (a GPU if there is one).
+        device: where to train, e.g. ``"cpu"`` or ``"cuda:1"``; default: a CUDA GPU if there is one.
         progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
-        trackers: names of trackers known to accelerate (``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...).
+        trackers: names of trackers known to accelerate (``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...), which must be installed.
         watch: called at every validation with the model as it would be kept (averaged weights, evaluation mode, no gradients); the numbers
             it returns join the history's validation row. It has no influence on the training.
 
@@ -115,12 +117,10 @@ class _Fit:
         val: Tensor | None,
         seed: int,
         out: str | Path | RunFolder | None,
-        device: str | None,
+        device: str | torch.device | None,
         trackers: tuple[str, ...],
         watch: Watch | None,
     ) -> None:
-        from accelerate import Accelerator
-
         folder = out if isinstance(out, RunFolder) or out is None else RunFolder.at(out)
         self.source = x
         x = x.mean if isinstance(x, Distribution) else x
@@ -131,11 +131,15 @@ class _Fit:
             raise ValueError("best=True, patience and Plateau need validation data: pass val=...")
         if trackers and folder is None:
             raise ValueError("trackers write into the run folder: pass out=...")
-        self.accelerator: Accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="no", log_with=list(trackers) or None, project_dir=str(folder.path) if folder else None
-        )
-        self.trackers, self.watch = trackers, watch
-        self.device, self.rank, self.world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
+        check_trackers(trackers)
+        self.wanted, self.watch = trackers, watch
+        self.trackers: Trackers | None = None
+        self.device = choose_device(device)
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)
+        join()
+        self.processes = Processes()
+        self.rank, self.world = self.processes.rank, self.processes.world
         self.model, self.objective, self.training, self.seed, self.folder = model.to(self.device), objective, training, seed, folder
         for module in objective.modules().values():
             module.to(self.device)
@@ -150,7 +154,7 @@ class _Fit:
         self.precision = {"auto": automatic_precision(model, self.device), "float32": None, "bfloat16": torch.bfloat16}[training.precision]
         players = objective.players(model)
         self.names = [p.name for p in players]
-        self.wrapped = [self.accelerator.prepare(_Step(p.module)) if self.world > 1 else _Step(p.module) for p in players]
+        self.wrapped = [self._shared(_Step(p.module)) for p in players]
         self.optimisers = [self._optimiser(p.module) for p in players]
         self.parameters = [[p for p in player.module.parameters() if p.requires_grad] for player in players]
         self.heads = [m for m in model.modules() if isinstance(m, Gaussian)]
@@ -160,6 +164,12 @@ class _Fit:
         self.averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.best_state: dict[str, Tensor] | None = None
         self.good, self.good_step = self._snapshot(), 0
+
+    def _shared(self, step: _Step) -> nn.Module:
+        """The step, averaging its gradients over the processes."""
+        if self.world == 1 or not any(p.requires_grad for p in step.parameters()):
+            return step
+        return nn.parallel.DistributedDataParallel(step, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def _optimiser(self, module: nn.Module) -> torch.optim.Adam | torch.optim.AdamW:
         t = self.training
@@ -188,15 +198,14 @@ class _Fit:
                         f"{self.folder.path} holds an unfinished run: continue it with resume=True (--resume), or choose another folder"
                     )
                 self._restore()
-        if self.trackers:
-            self.accelerator.init_trackers(
-                "expost", config={"training": repr(self.training), "objective": stable_repr(self.objective), "seed": self.seed}
-            )
+        if self.wanted and self.folder is not None and self.processes.main:
+            config = {"training": repr(self.training), "objective": stable_repr(self.objective), "seed": self.seed}
+            self.trackers = Trackers(self.wanted, self.folder.path, config)
         self.clock, self.saved = time.monotonic() - self.history.seconds, time.monotonic()
         modes = [m.training for m in self.model.modules()]
         bar = Bar(self.total, self.step, what="training", unit="step", enabled=progress)
         keep = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
-        with seeded("fit", self.seed), retained(keep), Interruptible() as interrupt, bar:
+        with seeded("fit", self.seed), retained(keep), _without_layout_warnings(self.world > 1), Interruptible() as interrupt, bar:
             self.model.train()
             for module in self.objective.modules().values():
                 module.train()
@@ -206,7 +215,7 @@ class _Fit:
                 self._bookkeeping()
                 if self._agreed(interrupt.requested) and not self.history.stopped and self.step < self.total:
                     self._save()
-                    self.accelerator.wait_for_everyone()
+                    self.processes.wait()
                     raise KeyboardInterrupt
         for m, mode in zip(self.model.modules(), modes, strict=True):
             m.training = mode
@@ -279,11 +288,7 @@ class _Fit:
 
     def _agreed(self, flag: bool) -> bool:
         """The same answer in every process: true if it is true in any."""
-        if self.world == 1:
-            return flag
-        from accelerate.utils import reduce
-
-        return float(reduce(torch.tensor([float(flag)], device=self.device), "sum")) > 0
+        return self.processes.noticed(flag)
 
     def _means(self) -> dict[str, float]:
         """Means over the interval so far, of this process's rows."""
@@ -293,22 +298,18 @@ class _Fit:
         """Means over the interval so far, of all processes' rows; every process must ask."""
         means = self._means()
         if self.world > 1 and means:
-            from accelerate.utils import reduce
-
-            stacked = reduce(torch.tensor(list(means.values()), device=self.device), "mean")
+            stacked = self.processes.mean(torch.tensor(list(means.values()), dtype=torch.float64, device=self.processes.place))
             return dict(zip(means, stacked.tolist(), strict=True))
         return means
 
     def _share_buffers(self) -> None:
         """Give every process the buffers of process 0 (batch statistics differ), so that all validate and keep the same model."""
         if self.world > 1:
-            from accelerate.utils import broadcast
-
             parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
             for state in (self.model.state_dict(), self.average or {}):
                 for name, value in state.items():
                     if name not in parameters and value.is_floating_point():
-                        value.copy_(broadcast(value.clone(), 0))
+                        value.copy_(self.processes.from_main(value))
 
     def _row(self, split: str, values: dict[str, float]) -> None:
         row: dict[str, Any] = {"step": self.step, "epoch": round(self.step / self.per_epoch, 4), "split": split}
@@ -318,10 +319,10 @@ class _Fit:
                 if head.kind in ("shared", "optimal"):
                     row["log_gamma"] = 2 * float(head.log_scale.detach())
         self.history.rows.append(row)
-        if self.folder is not None and self.accelerator.is_main_process:
+        if self.folder is not None and self.processes.main:
             self.folder.write_history(self.history.to_csv())
-        if self.trackers:
-            self.accelerator.log({f"{split}/{k}": v for k, v in row.items() if isinstance(v, float)}, step=self.step)
+        if self.trackers is not None:
+            self.trackers.log({f"{split}/{k}": v for k, v in row.items() if isinstance(v, float)}, self.step)
 
     def _validate(self, epoch: int) -> None:
         if self.val is None:
@@ -375,7 +376,7 @@ class _Fit:
 
     def _save(self) -> None:
         self.saved = time.monotonic()
-        if self.folder is None or not self.accelerator.is_main_process:
+        if self.folder is None or not self.processes.main:
             return
         tensors = prefixed("model", dict(self.model.state_dict()))
         for name, module in self.objective.modules().items():
@@ -441,20 +442,29 @@ class _Fit:
             self.history.best_step = self.step
         self.history.stopped = self.history.stopped or "finished"
         self.history.seconds, self.history.images = time.monotonic() - self.clock, self.step * self.batch
-        if self.folder is not None and self.accelerator.is_main_process:
+        if self.folder is not None and self.processes.main:
             self.folder.write_history(self.history.to_csv())
             end = {"step": self.history.best_step, "stopped": self.history.stopped}
             self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
             self.folder.checkpoint_file.unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-        if self.trackers:
-            self.accelerator.end_training()
+        self.processes.wait()
+
+
+@contextmanager
+def _without_layout_warnings(shared: bool) -> Iterator[None]:
+    """Without what DistributedDataParallel says, in every process, of channels-last gradients of layers with one input channel."""
+    if not shared:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        yield
 
 
 def _reseed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _average(average: dict[str, Tensor], current: dict[str, Tensor], parameters: set[str], decay: float, step: int) -> None:

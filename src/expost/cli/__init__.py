@@ -57,6 +57,7 @@ def _run(arguments: list[str]) -> int:
 
         from expost.cli.commands import COMMANDS, Failure
         from expost.cli.options import as_options
+        from expost.cli.torchrun import is_main, quiet_elsewhere, run_command, speaks
         from expost.progress import speaking
         from expost.schema import check_fields
 
@@ -65,30 +66,38 @@ def _run(arguments: list[str]) -> int:
 
             print(f"expost {__version__}")
             return 0
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="expost",
-            description="Train autoencoders, make them generative after the fact, and measure what they learned.",
-            args=arguments,
-            sort_subcommands=False,
-        )
+        with quiet_elsewhere(errors=True):
+            command = tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="expost",
+                description="Train autoencoders, make them generative after the fact, and measure what they learned.",
+                args=arguments,
+                sort_subcommands=False,
+            )
         try:
             check_fields(command, lambda name: f"--{name.replace('_', '-')}")
             with speaking(type(command).__name__.lower()):
-                command.run()
+                run_command(command)
         except Failure as failure:
-            print(f"expost: {failure}", file=sys.stderr)
+            if speaks(command, failure):
+                print(f"expost: {failure}", file=sys.stderr)
             return 1
         except BrokenPipeError:
             raise
         except (ValueError, TypeError, OSError) as error:
             if os.environ.get("EXPOST_TRACEBACK"):
                 raise
-            print(f"expost: {as_options(sentence(error), command)}", file=sys.stderr)
+            if speaks(command, error):
+                print(f"expost: {as_options(sentence(error), command)}", file=sys.stderr)
             return 2
+        except Exception as error:
+            if speaks(command, error):
+                raise
+            return 1
     except KeyboardInterrupt:
         again = "the same command with --resume goes on" if arguments[:1] == ["train"] else "the same command goes on"
-        print(f"expost: interrupted; {again} from what was kept", file=sys.stderr)
+        if is_main():
+            print(f"expost: interrupted; {again} from what was kept", file=sys.stderr)
         return INTERRUPTED
     return 0
 

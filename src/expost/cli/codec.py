@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import Count, OpensModel, OpensRun
+from expost.cli.options import Count, OpensModel, OpensRun, SomeImages
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class Compress(OpensRun):
     """file to write; default: the images' or the split's name with .xpz"""
     split: Literal["train", "val", "test"] | None = None
     """of the run's data, where no images are given; default: test"""
-    n: Count | None = None
+    n: SomeImages = None
     """only the first so many images"""
     binarise: bool = False
     """draw binary images from the grey levels first (as yu2020/bits-back-binary is trained)"""

@@ -12,9 +12,10 @@ from expost.cli.codec import Compress, Decompress
 from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
-from expost.cli.options import Count, DataOptions, OpensRun, Positive
+from expost.cli.options import DataOptions, Images, OpensRun, Positive
 from expost.cli.reproduce import Reproduce
 from expost.cli.sweep import Sweep
+from expost.cli.torchrun import Shared
 from expost.cli.wrap import Wrap
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class List:
 
 
 @dataclass
-class Train(DataOptions):
+class Train(DataOptions, Shared):
     """Train a recipe on a data set."""
 
     recipe: Positional[str]
@@ -109,16 +110,18 @@ class Train(DataOptions):
     track: tuple[str, ...] = ()
     """trackers, e.g. tensorboard wandb mlflow"""
 
-    def run(self) -> None:
+    def shared(self, main: bool) -> None:
+        from expost.devices import choose_device
         from expost.identity import stable_repr
         from expost.recipes.overrides import parse
-        from expost.recipes.runs import choose_device, plan, train_run
+        from expost.recipes.runs import plan, train_run
+        from expost.trackers import check_trackers
 
         settings: dict[str, Any] = dict(parse(a) for a in self.set)
         if self.minutes is not None:
             settings["training.minutes"] = self.minutes
-        if self.device is not None:
-            choose_device(self.device)
+        choose_device(self.device)
+        check_trackers(self.track)
         experiment, dataset = plan(self.recipe, data_name=self.data, budget=self.budget, settings=settings, loading=self.loading())
         model, _ = experiment.build(self.seed)
         parameters = sum(p.numel() for p in model.parameters())
@@ -158,10 +161,10 @@ class Train(DataOptions):
 
 def load(folder: Path, data: str | None, device: str | None, options: OpensRun) -> Run:
     """The run of a folder: the one way in which commands open it."""
-    from expost.recipes.runs import choose_device, load_run
+    from expost.devices import choose_device
+    from expost.recipes.runs import load_run
 
-    if device is not None:
-        choose_device(device)
+    choose_device(device)  # before anything is read
     return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading())
 
 
@@ -217,7 +220,7 @@ class Sample(OpensRun):
     """run folder"""
     density: str | None = None
     """density of the codes; default: the recipe's last one"""
-    n: Count = 64
+    n: Images = 64
     """how many"""
     out: Path | None = None
     """samples.npz: array `images`, float32 in [0, 1], (n, C, H, W)"""

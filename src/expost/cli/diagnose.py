@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from expost.cli.options import Count, OpensRun
+from expost.cli.options import Images, OpensRun
 
 __all__ = ["Diagnose"]
 
@@ -33,7 +33,7 @@ class Diagnose(OpensRun):
     """run folder, of `expost train` or `expost wrap`"""
     density: str | None = None
     """what is sampled from; default: the training prior, or the recipe's first density"""
-    n: Count = 2000
+    n: Images = 2000
     """held-out data (the test split) used"""
     out: Path | None = None
     """folder of the report; default: FOLDER/diagnosis"""

@@ -5,51 +5,16 @@ Both share the work of features under ``torchrun --nproc-per-node N -m expost ..
 
 from __future__ import annotations
 
-import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import Count, OpensRun
+from expost.cli.options import Count, Images, OpensRun, SomeImages
+from expost.cli.torchrun import Shared
 
 __all__ = ["Compare", "Evaluate"]
-
-
-@contextmanager
-def processes() -> Iterator[bool]:
-    """Join the other processes of torchrun, if there are any; yields whether this one prints and writes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield True
-        return
-    from torch import distributed as dist
-
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
-
-
-def own_device(device: str | None) -> str | None:
-    """``cuda`` as this process's own GPU under torchrun."""
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local is not None else device
-
-
-class Shared(ABC):
-    """A command that several processes may run together; ``shared(main)`` is told whether this one prints and writes."""
-
-    def run(self) -> None:
-        with processes() as main:
-            self.shared(main)
-
-    @abstractmethod
-    def shared(self, main: bool) -> None: ...
 
 
 @dataclass
@@ -64,7 +29,7 @@ class Evaluate(OpensRun, Shared):
     """groups of metrics: fd, kid, prd, neighbours (precision, recall, density, coverage), memorisation, fld"""
     interpolation: tuple[str, ...] = ("spherical",)
     """midpoints: spherical, linear, norm-corrected"""
-    n: Count = 10_000
+    n: Images = 10_000
     """images on each side, at most as many as the smaller of validation and test set"""
     extractor: str = "classifier"
     """classifier (trained once on the data), pixels, pca:64, random, or inception:WEIGHTS.safetensors"""
@@ -85,7 +50,7 @@ class Evaluate(OpensRun, Shared):
         from expost.report import save_panels
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
-        run = load(self.folder, self.data, own_device(self.device), self)
+        run = load(self.folder, self.data, self.device, self)
         extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
         scores = run.score(
@@ -126,7 +91,7 @@ class Compare(Shared):
     """1 or 3: channels of pictures in folders, where the first one is not typical"""
     key: str | None = None
     """array of images in .npz files; default: images, x, data, or the only one"""
-    n: Count | None = None
+    n: SomeImages = None
     """images of GENERATED and of REAL at most, drawn by the seed; training images are used in full"""
     memory: Count = 256
     """megabytes that distances between images may take"""
@@ -141,14 +106,14 @@ class Compare(Shared):
 
     def shared(self, main: bool) -> None:
         from expost.cli.commands import echo
+        from expost.devices import choose_device
         from expost.evaluate.comparison import compare
         from expost.files import write_json
-        from expost.recipes.runs import choose_device
         from expost.results import Table
 
         found = compare(
             self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, channels=self.channels, key=self.key, n=self.n,
-            memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(own_device(self.device)) if self.device else None,
+            memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(self.device) if self.device else None,
         )  # fmt: skip
         if not main:
             return

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from expost.cli.options import Count, OpensRun
+from expost.cli.options import Count, Images, OpensRun
 
 __all__ = ["Likelihood"]
 
@@ -21,7 +21,7 @@ class Likelihood(OpensRun):
     """run folder"""
     samples: Count = 1000
     """importance samples per image"""
-    n: Count = 1000
+    n: Images = 1000
     """test images, at most all"""
     density: str | None = None
     """prior of the codes, fitted to samples of the posteriors; default: the training prior, or the recipe's last density where there is none"""

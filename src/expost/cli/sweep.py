@@ -68,10 +68,10 @@ class Sweep(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
+        from expost.devices import choose_device
         from expost.recipes.batch import run_jobs
         from expost.recipes.jobs import expand, parse_axis
         from expost.recipes.overrides import parse
-        from expost.recipes.runs import choose_device
         from expost.recipes.sweep_table import save, seed_table, sweep_table
 
         if self.device is not None and self.slurm is None:  # a cluster's nodes have other devices

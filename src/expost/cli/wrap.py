@@ -57,7 +57,7 @@ class Wrap(DataOptions):
         from expost import data
         from expost.adapt import check, kind_of, open_source, shape_of
         from expost.checkpoint import RunFolder
-        from expost.recipes.runs import choose_device
+        from expost.devices import choose_device
         from expost.recipes.wrapped import code_options, save_wrapped
 
         device = choose_device(self.device)

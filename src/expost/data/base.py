@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expost.devices import choose_device
 from expost.tensors import check_finite
 
 __all__ = ["Dataset", "Split"]
@@ -37,7 +38,8 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device."""
-        return Split(self.x.to(device), None if self.labels is None else self.labels.to(device))
+        place = choose_device(device)
+        return Split(self.x.to(place), None if self.labels is None else self.labels.to(place))
 
     def __repr__(self) -> str:
         labels = "no labels" if self.labels is None else "labels"

@@ -31,6 +31,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from expost.devices import choose_device
 from expost.evaluate.networks import SmallConvNet
 from expost.files import cache_folder, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, state_hash
@@ -120,7 +121,7 @@ def extract(extractor: Extractor, x: Tensor, *, batch_size: int = 250, device: t
     """
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, not {batch_size}")
-    place = x.device if device is None else torch.device(device)
+    place = x.device if device is None else choose_device(device)
     there = extractor.to(place)
     parts = [there(batch.to(place)).cpu() for batch in x.split(batch_size)] if len(x) else []
     return torch.cat(parts) if parts else torch.empty(0, extractor.dim, dtype=torch.float32)
@@ -288,8 +289,9 @@ def _moved(extractor: E, device: torch.device | str) -> E:
     """A copy of the extractor whose ``network`` lies on ``device``; the original keeps its own."""
     network = extractor.network  # type: ignore[attr-defined]
     state = next(iter([*network.parameters(), *network.buffers()]), None)
-    if state is None or state.device == torch.empty(0, device=device).device:
+    chosen = torch.empty(0, device=choose_device(device)).device  # with its number
+    if state is None or state.device == chosen:
         return extractor
     twin = copy.copy(extractor)
-    _set(twin, network=copy.deepcopy(network).to(device))
+    _set(twin, network=copy.deepcopy(network).to(chosen))
     return twin

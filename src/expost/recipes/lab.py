@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from expost import data
+from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
 from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, metrics_code
@@ -66,6 +67,9 @@ class Lab:
         source = source or self.source
         loading = {} if source in data.toy.TOYS else self.loading
         return plan(recipe, data_name=source, budget=self.budget, settings=settings, loading=loading)
+
+    def __post_init__(self) -> None:
+        choose_device(self.device)  # before hours of training
 
     def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None, watch: Watch | None = None) -> Run:
         """The trained run of a recipe: from memory, from its folder, or trained now; on the lab's data unless ``source`` names other.

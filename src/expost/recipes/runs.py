@@ -12,21 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from expost import data
 from expost.autoencoder import Autoencoder
 from expost.checkpoint import Description, RunFolder, versions
 from expost.density.base import Codes, Density
+from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
-from expost.evaluate.gather import Processes
 from expost.evaluate.protocol import DEFAULT, Scores, score
 from expost.evaluate.quirks import Quirks
 from expost.files import load_tensors, save_tensors
 from expost.history import History
 from expost.mean_stage import MeanStage
+from expost.processes import Processes, apart, join
 from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
 from expost.recipes.origin import describe, load_again
 from expost.recipes.wrapped import code_options, rebuild_wrapped
@@ -79,8 +79,9 @@ class Run:
             source = self.model.posteriors(self.dataset.train.x)
         else:
             source = self.model.latents(self.dataset.train.x, at="sample") if fitted_at(spec) == "sample" else self.codes
-        fresh.fit(source, seed=self.seed if seed is None else seed)
-        if file is not None:
+        with apart():  # every process fits what one alone would
+            fresh.fit(source, seed=self.seed if seed is None else seed)
+        if file is not None and Processes().main:
             save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
         return fresh.eval()
 
@@ -116,7 +117,7 @@ class Run:
             self.model, splits.val.x, splits.test.x, extractor, fitted, train=splits.train.x, n=n, seed=seed, notes=notes,
             groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
         )  # fmt: skip
-        if self.folder is not None and (quirks is None or not quirks.active) and Processes().rank == 0:
+        if self.folder is not None and (quirks is None or not quirks.active) and Processes().main:
             key = f"{keep}{scores.label}" if keep else f"{scores.label}, n = {scores.n}, seed {scores.seed}"
             scores = scores.joined(self.folder.results().get(key))
             self.folder.add_results(key, scores.to_json())
@@ -195,6 +196,8 @@ def train_run(
         source: the data's name or path, as the user gave it.
         watch: measured at every validation, see :func:`expost.fit`.
     """
+    join()
+    processes = Processes()
     folder = RunFolder.at(out) if out is not None else None
     if folder is not None:
         description: Description = {
@@ -207,12 +210,10 @@ def train_run(
             "identity": experiment.identity(dataset.hash, seed),
             "versions": versions(),
         }
-        if folder.recipe_file.is_file():
-            _same_run(folder, description, resume)
-            if resume and folder.model_file.is_file() and not folder.checkpoint_file.is_file():
-                return load_run(folder.path, device=device, dataset=dataset)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_recipe(description)
+        with processes.together():
+            finished = processes.main and _begin(folder, description, resume)
+        if processes.noticed(finished):
+            return load_run(folder.path, device=device, dataset=dataset)
     model, objective = experiment.build(seed)
     prepare_prior(model, dataset)
     history = fit(
@@ -229,9 +230,20 @@ def train_run(
         trackers=trackers,
         watch=watch,
     )
-    if folder is not None:
+    if folder is not None and processes.main:
         folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})
     return Run(experiment, dataset, model, seed, folder, history)
+
+
+def _begin(folder: RunFolder, description: Description, resume: bool) -> bool:
+    """Write the run's description into its folder; true if that holds the run already, trained to its end."""
+    if folder.recipe_file.is_file():
+        _same_run(folder, description, resume)
+        if resume and folder.model_file.is_file() and not folder.checkpoint_file.is_file():
+            return True
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_recipe(description)
+    return False
 
 
 def prepare_prior(model: Autoencoder, dataset: data.Dataset) -> None:
@@ -336,16 +348,3 @@ def _rebuild(folder: RunFolder, saved: Description, device: str | None, code: st
             raise ValueError(f"{folder.recipe_file}: {error}") from None
     folder.load_model(model)
     return experiment, model.to(choose_device(device)).eval()
-
-
-def choose_device(device: str | None) -> torch.device:
-    """The named device, or a GPU if there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f'there is no device "{device}": use cpu, cuda or mps') from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available here: use --device cpu")
-    return chosen
