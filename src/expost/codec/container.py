@@ -16,7 +16,7 @@ The header's fields:
     shape      of one image
     images     how many, at least one in every block
     symbols    number of values a pixel may have
-    batch      most images in one block: rows that networks see at once, where so many fit into 64 MiB (:mod:`.networks`)
+    batch      most images in one block: rows that networks see at once, where so many fit into 32 MiB (:mod:`.networks`)
     steps      bin widths of every level's latents, outermost first
     span       latents lie in -span ... span bins
     seed       {value, words}: the words that the stack began with, and which decoding must give back

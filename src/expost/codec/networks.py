@@ -3,7 +3,7 @@ r"""The networks of a coder: encoder and decoder must compute the same probabili
 Floating-point sums depend on the order in which they are taken, so on batch shape and threads. A coding copy of a model therefore
 
 * runs its networks in float64 on the CPU, on one thread, always on batches of one stored shape (padded with zeros), or of as many rows as
-  fit into 64 MiB, which the model alone decides: a file can ask for any batch, and must not get more memory than its images need;
+  fit into 32 MiB, which the model alone decides: a file can ask for any batch, and must not get more memory than its images need;
 * rounds every network output to a multiple of 2^-16. A difference in the last bit of float64 (about 1e-16 of the value) then vanishes
   but where a value lies that close to a rounding border, about once in 10^11 outputs; in float32 it would be once in a hundred.
 
@@ -41,7 +41,7 @@ GRID = 2.0**16
 """Network outputs are multiples of 1 / GRID."""
 
 _ROWS = 64  # the usual batch: networks see as many rows whatever they take
-_BYTES = 2**26
+_BYTES = 2**25
 
 
 @contextmanager
