@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +22,15 @@ from torch import Tensor, nn
 
 from expost import heads
 from expost.autoencoder import Autoencoder
-from expost.codec import compress, decompress, general_purpose, negative_elbo, read_compressed, write_compressed
-from expost.codec.container import MAGIC, pack, unpack
+from expost.codec import compress, decompress, general_purpose, negative_elbo, networks, read_compressed, write_compressed
+from expost.codec import container as container_module
+from expost.codec.container import MAGIC, Container, Header, pack, unpack
 from expost.codec.networks import one_thread
 from expost.codec.stack import Shortage, Stack, seed_words
 from expost.conditional import Conditional
 from expost.density import GMM, KDE, FullGaussian, StandardNormal, VampPrior
 from expost.nets import squeezed_decoder, squeezed_encoder
+from expost.schema import parse
 from expost.stage import SecondStage
 from expost.training import Training
 
@@ -192,20 +205,295 @@ def test_a_thousand_corruptions_are_a_thousand_errors(coded: tuple[Autoencoder, 
             decompress(model, bytes(damaged))
 
 
-def test_damage_that_keeps_the_files_checksum_is_caught_by_the_blocks(coded: tuple[Autoencoder, Tensor, bytes]) -> None:
+def sealed(body: bytes) -> bytes:
+    return body + hashlib.sha256(body).digest()[:16]
+
+
+def with_header(data: bytes, text: str) -> bytes:
+    """The file with another header, its length and the checksum made right."""
+    encoded = text.encode(errors="surrogatepass")
+    return sealed(data[:10] + len(encoded).to_bytes(4, "little") + encoded + data[14 + int.from_bytes(data[10:14], "little") : -16])
+
+
+def judged(model: Autoencoder, x: Tensor, data: bytes) -> str:
+    """What decoding says, and fails where it says it badly: more than a line, without the file's name, or with other pixels."""
+    try:
+        back = decompress(model, data, name="a.xpz")
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith("a.xpz ")
+        assert said.isprintable()
+        assert len(said) < 600
+        return said
+    assert torch.equal(back, x), "other pixels"
+    return "the same"
+
+
+def test_damage_with_a_right_checksum_is_a_sentence_or_does_nothing(coded: tuple[Autoencoder, Tensor, bytes]) -> None:
     model, x, data = coded
-    container = unpack(data)
-    caught = 0
+    rng, container, said = np.random.default_rng(1), unpack(data), []
+    for trial in range(40):
+        body, at = bytearray(data[:-16]), int(rng.integers(len(data) - 16))
+        if trial % 4 == 3:
+            del body[at : at + int(rng.integers(1, 40))]
+        else:
+            body[at : at + trial % 4 + 1] = rng.bytes(trial % 4 + 1)
+        said.append(judged(model, x, sealed(bytes(body))))
     for at in range(0, len(container.message), max(1, len(container.message) // 12)):
         message = container.message.copy()
         message[at] ^= np.uint32(1 << 7)
-        broken = pack(dataclasses.replace(container, message=message))
-        try:
-            assert torch.equal(decompress(model, broken), x), "wrong pixels"
-        except ValueError as error:
-            assert "cannot be decoded here" in str(error)  # noqa: PT017 - either outcome is allowed but wrong pixels
-            caught += 1
-    assert caught >= 10
+        said.append(judged(model, x, pack(dataclasses.replace(container, message=message))))
+    for number in range(len(container.blocks)):
+        n, checksum = container.blocks[number]
+        for other in ((n, checksum ^ 1), (n + 1, checksum), (0, checksum), (64, checksum), (65, checksum)):
+            blocks = [other if i == number else block for i, block in enumerate(container.blocks)]
+            for images in (container.header.images, sum(m for m, _ in blocks)):
+                header = dataclasses.replace(container.header, images=images, batch=64)
+                said.append(judged(model, x, pack(Container(header, blocks, container.message))))
+    assert sum("cannot be decoded here" in sentence for sentence in said) > 30
+    assert sum("does not follow the format" in sentence for sentence in said) > 10
+
+
+HOSTILE: list[Any] = [
+    ..., None, True, -1, 0, 1, 0.5, 1e-320, 1e300, 65535, 65536, 3 * 10**9, 10**12, 10**40, float("nan"), float("inf"),
+    "", "x", "object", "\x1b[2J", "\u202e", "\udc80", [], {}, [0], [None], [float("nan")], [1] * 50, "@deep@",
+]  # fmt: skip
+
+
+def hostile_headers(data: bytes, values: list[Any] = HOSTILE) -> Iterator[tuple[str, bytes]]:
+    """Every field and every part of one, missing or with every hostile value; and texts that are no header at all."""
+    header = json.loads(data[14 : 14 + int.from_bytes(data[10:14], "little")])
+    parts = [(name,) for name in header] + [("seed", "value"), ("seed", "words"), ("origin", "run"), ("machine", "torch")]
+    parts += [("shape", 0), ("shape", 2), ("steps", 0)]
+    for (name, *inner), value in itertools.product(parts, values):
+        changed = copy.deepcopy(header)
+        changed.setdefault("origin", {})["run"] = "runs/a"
+        target, key = (changed[name], inner[0]) if inner else (changed, name)
+        if value is ...:
+            del target[key]
+        else:
+            target[key] = value
+        yield f"{name} {inner} {value!r}", with_header(data, json.dumps(changed).replace('"@deep@"', "[" * 3000 + "]" * 3000))
+    text = json.dumps(header)
+    twice = text.replace('"batch": 16', '"batch": 16, "batch": 1000000000')
+    assert twice != text
+    for other in (
+        twice,
+        "",
+        "null",
+        "[]",
+        "5",
+        "{}",
+        "{",
+        text[:-1],
+        text + "x",
+        "[" * 3000,
+        "\ufeff" + text,
+        "\udc80",
+        '{"seed": ' + "9" * 5000 + "}",
+        " " * 2**20 + text,
+    ):
+        yield other[:40], with_header(data, other)
+    for length in (0, 1, 2**31, 2**32 - 1):
+        yield f"length {length}", sealed(data[:10] + length.to_bytes(4, "little") + data[14:-16])
+
+
+def test_every_hostile_header_is_a_sentence(coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, data = coded
+    monkeypatch.setattr(container_module, "parse", lambda *a: counted(parse(*a)))
+    passed: list[Header] = []
+
+    def counted(header: Header) -> Header:
+        passed.append(header)
+        return header
+
+    same = [label for label, hostile in hostile_headers(data) if judged(model, x, hostile) == "the same"]
+    # what decoding does not need, and batches that hold all blocks: nothing else may be changed unseen
+    assert {label.split()[0] for label in same} <= {"origin", "machine", "batch", "shape", "images", "seed"}, same
+    assert len(passed) < 150, "types and ranges are found before anything is made of them"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": {"value": 0, "words": 3 * 10**9}}, "began with 3000000000"),
+        ({"seed": {"value": 0}}, r"seed.*words"),
+        ({"batch": 10**9}, r"batch: expected int <= 65535"),
+        ({"batch": 1}, "blocks of 1 to 1 images"),
+        ({"shape": [10**9, 8, 8]}, r"shape \(1000000000, 8, 8\), and the model makes \(1, 8, 8\)"),
+        ({"shape": [1] * 100000}, "shape"),
+        ({"steps": [0.0]}, "steps"),
+        ({"steps": [float("nan")]}, "JSON is malformed"),
+        ({"steps": []}, "steps: expected array of length >= 1"),
+        ({"steps": [0.125, 0.125]}, "2 steps, and the model has 1"),
+        ({"span": 0}, "span: expected int >= 1"),
+        ({"span": 2**22}, "span: expected int <= 4194303"),
+        ({"symbols": 2}, "2 pixel values, and the model has 256"),
+        ({"dtype": "object"}, "dtype: invalid enum value 'object'"),
+        ({"dtype": None}, "dtype: expected str, got null"),
+        ({"images": 10**12}, "60 images, and 1000000000000 are announced"),
+        ({"blocks": 10**12}, "do not make"),
+        ({"words": 10**12}, "do not make"),
+    ],
+)
+def test_a_header_that_contradicts_itself_says_where(
+    changes: dict[str, Any], sentence: str, coded: tuple[Autoencoder, Tensor, bytes]
+) -> None:
+    model, x, data = coded
+    container = unpack(data)
+    hostile = pack(dataclasses.replace(container, header=dataclasses.replace(container.header, **changes)))
+    said = judged(model, x, hostile)
+    assert re.search(sentence, said), said
+    assert said.endswith("restore it from a copy, or compress the images again")
+
+
+def test_no_header_takes_memory_that_an_ordinary_one_does_not() -> None:
+    """In a process of its own, whose peak of resident memory is its own."""
+    code = """if True:
+        import dataclasses, resource, sys, torch, test_codec
+        from expost.codec import compress, decompress
+        from expost.codec.container import Container, pack, unpack
+        torch.set_num_threads(1)
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        model, x = test_codec.MODELS["nested"](), test_codec.grey(40)
+        data = compress(model, x, batch_size=16).data
+        assert torch.equal(decompress(model, data), x)
+        usual, whole = peak(), unpack(data)
+        hostile = [file for _, file in test_codec.hostile_headers(data, [1, 65535, 3 * 10**9, 10**12, 1e300, "@deep@"])]
+        for first in (1, 65535):
+            for steps in (whole.header.steps, [2.0**60] * 2, [2.0**-60] * 2):
+                blocks = [(first, 1), *whole.blocks[:-1], (65535, 1)]
+                header = dataclasses.replace(whole.header, steps=steps, batch=65535, blocks=len(blocks), images=sum(n for n, _ in blocks))
+                hostile.append(pack(Container(header, blocks, whole.message)))
+        for file in hostile:
+            try:
+                decompress(model, file)
+            except ValueError:
+                pass
+        print(peak() - usual)
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 100
+    assert not done.stderr, "no panic, no warning"
+
+
+def test_networks_see_no_more_rows_than_fit_and_files_do_not_change(
+    coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [coded]
+    for name in ("three-levels", "full-covariance", "vamp-prior"):
+        model, x = MODELS[name](), grey(30)
+        cases.append((model, x, compress(model, x, batch_size=16).data))
+    monkeypatch.setattr(networks, "_ROWS", 4)
+    monkeypatch.setattr(networks, "_BYTES", 0)
+    seen: list[int] = []
+    exact = networks.Snapped.forward
+
+    def watched(self: Any, c: Tensor) -> Tensor:
+        seen.append(len(c))
+        return exact(self, c)
+
+    monkeypatch.setattr(networks.Snapped, "forward", watched)
+    for model, x, data in cases:
+        assert torch.equal(decompress(model, data), x)
+        assert set(seen) - {5} == {1, 4}, "but for the 5 pseudo-inputs of a VampPrior"
+        assert compress(model, x, batch_size=16).data == data
+        seen.clear()
+
+
+def golden() -> tuple[Autoencoder, Tensor]:
+    """A model of two levels and images, by arithmetic that every machine does alike."""
+    soft = heads.Diagonal(heads.softplus)
+    inner = Autoencoder(Conditional(nn.Linear(3, soft.size(2)), soft), Conditional(nn.Linear(2, 3), heads.Gaussian(0.5)), StandardNormal(2))
+    encode = Conditional(nn.Sequential(nn.Flatten(), nn.Linear(16, soft.size(3))), soft, 1, 3)
+    decode = Conditional(nn.Sequential(nn.Linear(3, 32), nn.Unflatten(1, (2, 4, 4))), heads.Logistic(), 3, 1)
+    model = Autoencoder(encode, decode, inner)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(((torch.arange(parameter.numel()) * 37 % 101).float() - 50).reshape(parameter.shape) / 128)
+    return model, (torch.arange(12 * 16).reshape(12, 1, 4, 4) * 53 % 256).to(torch.uint8)
+
+
+def test_a_file_of_the_first_version_is_read_and_written_alike() -> None:
+    """Made by `compress(*golden(), batch_size=4, seed=-5, origin=...)` before headers were checked."""
+    data = (Path(__file__).parent / "golden" / "version1.xpz").read_bytes()
+    model, x = golden()
+    container = unpack(data)
+    made = compress(model, x, batch_size=4, seed=-5, origin=container.header.origin)
+    if container.header.machine == unpack(made.data).header.machine:
+        assert made.data == data
+        assert torch.equal(decompress(model, data), x)
+    else:  # elsewhere decoding is not promised, and wrong pixels are excluded
+        judged(model, x, data)
+
+
+@pytest.mark.parametrize("name", ["nested", "latent-maps", "full-covariance", "bernoulli"])
+def test_a_machine_that_computes_other_numbers_gets_the_sentence_or_the_images(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, x = MODELS[name](), binary(20) if name == "bernoulli" else grey(20)
+    data, exact, said = compress(model, x).data, networks.Snapped.forward, set()
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+
+        def other_machine(self: Any, c: Tensor, generator: torch.Generator = generator) -> Tensor:  # a grid step off here and there
+            y = exact(self, c)
+            return y + (torch.rand(y.shape, generator=generator) < 0.02) / networks.GRID
+
+        monkeypatch.setattr(networks.Snapped, "forward", other_machine)
+        said.add(judged(model, x, data))
+    assert any("cannot be decoded here" in sentence and "does not come out right" in sentence for sentence in said)
+    assert not capfd.readouterr().err
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException: no ``Exception``."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("zero probability"), Panic(), Shortage(), IndexError(), RuntimeError("mat1 and mat2"), AssertionError(), OverflowError()],
+)
+def test_whatever_decoding_raises_is_the_one_sentence(
+    error: BaseException, coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, data = coded
+    whole = unpack(data)
+    machine = {"torch": "\x1b[2J\x1b]0;owned\x07", "a\nb": "\u202e" + "x" * 10**5}
+    forged = pack(dataclasses.replace(whole, header=dataclasses.replace(whole.header, machine=machine)))
+
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Stack, "pop_table", failing)
+    assert "cannot be decoded here (block 7 of 7 does not come out right)" in judged(model, x, forged)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_too_little_memory_is_not_another_machine(
+    error: BaseException, coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Stack, "pop_table", failing)
+    assert "does not fit into memory" in judged(*coded)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_whoever_interrupts_decoding_is_heard(
+    error: type[BaseException], coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Stack, "pop_table", interrupted)
+    with pytest.raises(error):
+        decompress(coded[0], coded[2])
 
 
 def test_another_model_is_refused(coded: tuple[Autoencoder, Tensor, bytes]) -> None:
@@ -247,12 +535,10 @@ def test_foreign_files_and_versions() -> None:
 
 
 def test_a_newer_version_says_so(coded: tuple[Autoencoder, Tensor, bytes]) -> None:
-    import hashlib
-
     data = bytearray(coded[2][:-16])
     data[len(MAGIC)] = 9
     with pytest.raises(ValueError, match="version 9"):
-        unpack(bytes(data) + hashlib.sha256(data).digest()[:16])
+        unpack(sealed(bytes(data)))
 
 
 def test_pack_and_unpack_are_inverse(coded: tuple[Autoencoder, Tensor, bytes]) -> None:
@@ -290,16 +576,43 @@ def test_models_that_cannot_be_coded_are_refused_with_the_remedy() -> None:
         decompress(model, compress(model, x))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="larger span"):
         compress(model, x, span=3)
-    with pytest.raises(ValueError, match="one positive step"):
-        compress(model, x, steps=[0.1, 0.1])
+    for steps in ([0.1, 0.1], [0.0], [-1.0], [float("nan")], [float("inf")], [1e-300]):
+        with pytest.raises(ValueError, match="one positive step"):
+            compress(model, x, steps=steps)
+    for name, value in (
+        ("span", 0),
+        ("span", 2**22),
+        ("batch_size", 0),
+        ("batch_size", 65536),
+        ("batch_size", 1.5),
+        ("seed", 2**70),
+        ("seed", 0.5),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            compress(model, x, **{name: value})  # type: ignore[arg-type]
 
 
-def test_a_diverged_model_is_refused() -> None:
-    model = MODELS["logistic"]()
+@pytest.mark.parametrize(
+    ("head", "parameter", "value", "sentence"),
+    [
+        (heads.Diagonal(), "decoder", float("nan"), "not finite numbers: did its training diverge"),
+        (heads.Constant(1e5), "encoder", 0.0, "8e+05 steps wide, outside the coder's span"),
+        (heads.Constant(2.0**19 / 8), "encoder", 0.0, "steps wide, outside the coder's span"),
+        (heads.Diagonal(heads.exp), "encoder", 1e3, "steps wide, outside the coder's span"),
+        (heads.Diagonal(heads.exp), "encoder", -1e4, "standard deviation of the model is zero"),
+        (heads.Constant(1.0), "encoder", 1e12, "2^31 steps or more from the origin"),
+    ],
+)
+def test_a_diverged_model_is_refused(
+    head: heads.Head, parameter: str, value: float, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Autoencoder(encoder(head), decoder(heads.Logistic()), StandardNormal(D))
     with torch.no_grad():
-        next(model.decoder.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="diverge"):
+        for p in getattr(model, parameter).parameters():
+            p.fill_(value if p.dim() == 1 or value != value else 0.0)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         compress(model, grey(2))
+    assert not capfd.readouterr().err, "the coder's own panic"
 
 
 def test_files_are_verified_before_they_get_their_name(tmp_path, coded: tuple[Autoencoder, Tensor, bytes]) -> None:

@@ -296,7 +296,7 @@ def _automatic_steps(levels: list[Level], values: Tensor, symbols: int) -> list[
         for level in levels:
             q = level.encoder(value)
             scale = float(posterior_scales(q).flatten().kthvalue(max(1, posterior_scales(q).numel() // 100)).values)
-            steps.append(2.0 ** int(np.clip(np.floor(np.log2(scale / 4)), -12, -3)))
+            steps.append(2.0 ** int(np.clip(np.floor(np.log2(max(1e-300, scale) / 4)), -12, -3)))
             value = q.sample()
     return steps
 
