@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -416,6 +417,35 @@ def test_shards_lead_nowhere_else(tmp_path: Path) -> None:
     (folder / "diffusion_pytorch_model.fp16.safetensors").write_bytes(bytes(10**6))
     with pytest.raises(ValueError, match="is damaged"):
         from_diffusers(folder, x)
+
+
+def test_pictures_are_no_programs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL would start Ghostscript for PostScript, by whatever name; and a table's paths lead out of its folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import EpsImagePlugin, Image
+
+    (place / "gs").write_text("#!/bin/sh\ntouch PWNED\n")
+    (place / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    (place / "data").mkdir()
+    for name in "abcd":
+        with (place / "data" / f"{name}.png").open("wb") as file:
+            Image.new("RGB", (8, 8)).save(file, "EPS")
+    with pytest.raises(ValueError, match=r"a\.png cannot be decoded"):
+        load(place / "data", cache=place / "cache")
+    assert not (place / "PWNED").exists()
+    for name in ("outside.png", "data/inside.png"):
+        Image.linear_gradient("L").resize((8, 8)).save(place / name)
+    for path, sentence in (("inside.png", None), ("../outside.png", "outside of it"), (str(place / "outside.png"), "outside of it")):
+        rows = pa.array([{"bytes": None, "path": path}] * 20, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        pq.write_table(pa.table({"image": rows}), place / "data" / "train.parquet")
+        if sentence is None:
+            assert load(place / "data", cache=place / "cache").shape == (1, 8, 8)
+        else:
+            with pytest.raises(ValueError, match=sentence):
+                load(place / "data", cache=place / "cache")
 
 
 def test_sweeps_import_nothing_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

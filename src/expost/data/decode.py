@@ -26,6 +26,9 @@ __all__ = ["Decoder", "Encoded", "decode"]
 #: One encoded picture: its bytes, its file, or None where a table has a hole.
 Encoded = bytes | Path | None
 
+#: What PIL may take a picture for, whatever its name: pixels alone. It knows formats that are programs, and starts Ghostscript for PostScript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+
 _BLOCK = 512
 
 
@@ -68,7 +71,7 @@ class Decoder:
         if item is None:
             raise ValueError("holds no image: remove the row")
         try:
-            with Image.open(item if isinstance(item, Path) else io.BytesIO(item)) as image:
+            with Image.open(item if isinstance(item, Path) else io.BytesIO(item), formats=FORMATS) as image:
                 self.seen.add(image.format or "?")
                 image.load()
                 picture = image

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from expost.data.decode import Decoder, Encoded, decode
 from expost.data.source import SPLITS, Source, encode_labels, need, relative, split_of
+from expost.schema import printable
 
 __all__ = ["hub_source", "label_column", "picture_column", "table_source"]
 
@@ -95,7 +96,7 @@ def hub_source(tables: dict[str, Any], name: str, *, labelled: bool = True) -> S
     def blocks() -> Iterator[list[Encoded]]:
         for part, table in parts.items():
             for batch in table.select_columns([columns[part]]).iter(batch_size=512):
-                yield _pictures(batch.column(0), Path())
+                yield _pictures(batch.column(0), None)
 
     def where(i: int) -> str:
         at = bisect_right(starts, i) - 1
@@ -140,8 +141,8 @@ def label_column(schema: Any) -> str | None:
     return next((name for name in _LABELS if name in schema.names and usable(schema.field(name).type)), None)
 
 
-def _pictures(column: Any, folder: Path) -> list[Encoded]:
-    """A block of pictures; a row without bytes but with a path is a file."""
+def _pictures(column: Any, folder: Path | None) -> list[Encoded]:
+    """A block of pictures; a row without bytes but with a path is a file below ``folder`` (None: where ``datasets`` has put it)."""
     import pyarrow as pa
 
     if not pa.types.is_struct(column.type):
@@ -151,8 +152,16 @@ def _pictures(column: Any, folder: Path) -> list[Encoded]:
     items: list[Encoded] = chunk.field("bytes").to_pylist()
     if None in items and chunk.type.get_field_index("path") >= 0:
         paths = chunk.field("path").to_pylist()
-        items = [folder / p if item is None and p else item for item, p in zip(items, paths, strict=True)]
+        items = [_beside(p, folder) if item is None and p else item for item, p in zip(items, paths, strict=True)]
     return items
+
+
+def _beside(path: str, folder: Path | None) -> Path:
+    if folder is None:
+        return Path(path)
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f'{folder} names a picture outside of it ("{printable(path)}"), which is not followed: put it there')
+    return folder / path
 
 
 def _array(column: Any) -> np.ndarray:
