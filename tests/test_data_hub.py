@@ -59,6 +59,12 @@ def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
         assert datasets.config.HF_HUB_OFFLINE is True
 
 
+def test_a_library_that_runs_the_scripts_of_data_sets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(ValueError, match="runs code that data sets bring"):
+        load("someone/pictures")
+
+
 def test_reachable() -> None:
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

@@ -28,6 +28,8 @@ def fetch(repository: str, *, folder_too: bool = False) -> tuple[dict[str, Any],
     """
     unreached = f'cannot reach the hub for "{repository}"{" (and there is no such folder here)" * folder_too}'
     library = need("datasets", "datasets", f'the hub data set "{repository}"')
+    if int(library.__version__.partition(".")[0]) < 4:  # before, a data set could bring a script, and the library ran it
+        raise ValueError(f'datasets {library.__version__} runs code that data sets bring: pip install -U "datasets>=4"')
     asked_offline = bool(library.config.HF_HUB_OFFLINE)
     offline = asked_offline or not reachable(library.config.HF_ENDPOINT)
     try:
