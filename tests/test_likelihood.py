@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import expost
@@ -17,8 +18,10 @@ from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
 from expost.distributions import Marginal
 from expost.evaluate import streaming
+from expost.evaluate.annealed import annealed_bound
 from expost.evaluate.likelihood import importance_bound, log_likelihood
 from expost.evaluate.streaming import BLOCK, Running
+from expost.evaluate.surgery import elbo_surgery
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 
@@ -241,10 +244,46 @@ def test_refusals(m, x, sentence) -> None:
     assert "\n" not in text, "one sentence"
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"chunk": 0}, {"batch_size": 0}])
-def test_sizes_are_checked(wrong) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        bound(model(), vectors(3), **wrong)
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "10", None, math.nan, torch.tensor(5)])
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (importance_bound, ["samples", "batch_size"]),
+        (annealed_bound, ["chains", "temperatures", "leapfrog", "batch_size"]),
+        (elbo_surgery, ["samples", "batch_size"]),
+    ],
+)
+def test_counts_are_checked_before_any_work(function, names, wrong) -> None:
+    for name in names:
+        with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least 1, not "):
+            function(model(), vectors(3), **{name: wrong})
+
+
+def test_counts_of_numpy_are_counts_and_marks_are_checked() -> None:
+    assert bound(model(), vectors(3), samples=np.int64(4)).samples == 4
+    for marks in ((0,), (5,), (1.5,)):
+        with pytest.raises(ValueError, match="marks must be a whole number of at least 1 and at most 4"):
+            bound(model(), vectors(3), samples=4, marks=marks)
+    with pytest.raises(ValueError, match="chunk must be"):
+        bound(model(), vectors(3), chunk=0)
+
+
+@pytest.mark.parametrize("function", [importance_bound, annealed_bound, elbo_surgery])
+def test_images_of_another_size_are_a_sentence(function) -> None:
+    maps = Autoencoder(  # takes any size, makes one
+        Conditional(nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), heads.Diagonal(), 1, 3),
+        Conditional(nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8))), heads.Gaussian(0.1), 3, 1),
+        StandardNormal(2),
+    )
+    for m, x, shape in (
+        (model(), torch.randn(3, 7), r"\(7,\)"),
+        (model(), torch.randn(3, 1, 6), r"\(1, 6\)"),
+        (model(), torch.randn(3), r"\(\)"),
+        (maps, torch.rand(3, 1, 9, 9), r"\(1, 9, 9\)"),
+        (maps, torch.rand(3, 3, 8, 8), r"\(3, 8, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{shape}: give images of the shape that it was trained on"):
+            function(m, x)
 
 
 def test_diverged_models_are_named() -> None:

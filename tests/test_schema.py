@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,6 +33,9 @@ def test_what_loses_nothing_is_converted():
     assert made.betas == (0.0, 1.0)
     assert made.names == ("a",)
     assert dataclasses.replace(made, limit=3).limit == 3
+    made = Settings(rate=np.float64(0.5), limit=np.int64(3), betas=(np.float32(0.5), np.int8(1)))
+    assert (made.rate, made.limit, made.betas) == (0.5, 3, (0.5, 1.0))
+    assert {type(made.rate), type(made.limit), *map(type, made.betas)} == {float, int}, "Python's own, as names and files have them"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,9 @@ def test_what_loses_nothing_is_converted():
         ("rate", torch.tensor(1.0), "a number above 0"),
         ("limit", 0, "limit must be a whole number of at least 1 or none, not 0"),
         ("limit", 2.5, "a whole number"),
+        ("limit", np.float64(2), "a whole number"),
+        ("limit", np.int64(0), "of at least 1"),
+        ("rate", np.float32("nan"), "above 0, not nan"),
         ("limit", True, "a whole number"),
         ("betas", (1, 2, 3), "betas must be 2 values"),
         ("betas", ("a", 2), "2 values"),

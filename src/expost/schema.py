@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Checked", "Meta", "check_value", "convert", "declared", "parse", "printable"]
+__all__ = ["Checked", "Count", "Meta", "check_counts", "check_value", "convert", "declared", "parse", "printable"]
 
 T = TypeVar("T")
+Count = Annotated[int, Meta(ge=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,8 @@ def _fitted(value: Any, annotation: Any) -> Any:
         if isinstance(value, kind):
             return value
         raise _Unfit
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's numbers are those of Python
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     try:
         fitted = msgspec.convert(value, annotation)
     except (msgspec.ValidationError, OverflowError):
@@ -96,6 +100,12 @@ def _fitted(value: Any, annotation: Any) -> Any:
     if isinstance(fitted, float) and not math.isfinite(fitted):
         raise _Unfit
     return fitted
+
+
+def check_counts(**counts: Any) -> None:
+    """``ValueError`` unless every one is a whole number of at least 1; it begins with the name."""
+    for name, value in counts.items():
+        check_value(value, Count, name)
 
 
 def describe(annotation: Any) -> str:

@@ -142,9 +142,9 @@ def test_refusals() -> None:
         annealed_bound(model(prior=model(d=2)), x)
     with pytest.raises(ValueError, match="deterministic encoder"):
         annealed_bound(model(heads.Dirac()), x, path="encoder")
-    with pytest.raises(ValueError, match="temperatures must be at least 1"):
+    with pytest.raises(ValueError, match="temperatures must be a whole number of at least 1"):
         bdmc(model(), 2, temperatures=0)
-    with pytest.raises(ValueError, match='"prior" or "encoder"'):
+    with pytest.raises(ValueError, match='must be prior or encoder, not "posterior"'):
         bdmc(model(), 2, path="posterior")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
         bdmc(model(), 0)

@@ -11,12 +11,11 @@ from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
-from expost.schema import Meta
+from expost.schema import Count, Meta
 
 __all__ = ["Count", "DataOptions", "Images", "OpensModel", "SomeImages", "OpensRun", "Positive", "as_options"]
 
 #: Ranges of options, which :func:`expost.schema.check_fields` checks before a command runs.
-Count = Annotated[int, Meta(ge=1)]
 #: ``-n`` beside ``--n``: torchrun takes ``--n`` for an abbreviation of its own options, wherever it stands.
 Images = Annotated[Count, arg(aliases=["-n"])]
 SomeImages = Annotated[Count | None, arg(aliases=["-n"])]

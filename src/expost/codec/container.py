@@ -39,7 +39,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
-from expost.schema import Meta, parse
+from expost.schema import Count, Meta, parse
 
 __all__ = ["MAGIC", "Batch", "Container", "Header", "SeedValue", "Span", "malformed", "pack", "unpack"]
 
@@ -51,7 +51,6 @@ _WORD = 4
 _LONGEST_HEADER = 2**20
 _CONTRADICTS, _AGAIN = "does not follow the format", ": restore it from a copy, or compress the images again"
 
-Count = Annotated[int, Meta(ge=1)]
 SeedValue = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Batch = Annotated[int, Meta(ge=1, lt=2**16)]
 Span = Annotated[int, Meta(ge=1, lt=2**22)]

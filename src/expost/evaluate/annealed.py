@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from expost.distributions import Marginal, check_data
 from expost.evaluate.likelihood import bits_per_dim, check_head, is_mass, log_likelihood, posterior, prepare, standard_error, stored
 from expost.progress import Bar
 from expost.results import Result, Table
+from expost.schema import Meta, check_counts, check_value
 from expost.seeds import seeded
 
 __all__ = ["Annealed", "annealed_bound", "bdmc", "sigmoid_schedule"]
@@ -49,8 +50,7 @@ SMALLEST, LARGEST = 1e-5, 10.0
 
 def sigmoid_schedule(temperatures: int, rad: float = 4.0) -> Tensor:
     """b_0 = 0 < ... < b_T = 1, (T + 1,) float64: a sigmoid from -rad to rad, scaled to [0, 1] (Wu et al. 2017)."""
-    if temperatures < 1:
-        raise ValueError(f"the number of temperatures must be at least 1, not {temperatures}")
+    check_counts(temperatures=temperatures)
     s = torch.sigmoid(torch.linspace(-rad, rad, temperatures + 1, dtype=torch.float64))
     return (s - s[0]) / (s[-1] - s[0])
 
@@ -159,6 +159,8 @@ def annealed_bound(
             :attr:`Annealed.certificate`.
         batch_size: images annealed together; memory is batch_size x chains decodings with their gradient.
     """
+    check_value(simulated, Annotated[int, Meta(ge=0)], "simulated")
+    check_counts(batch_size=batch_size)
     run = _Run(model, chains, temperatures, leapfrog, path, step, seed)
     run.prepare(x)
     certificate = None
@@ -194,8 +196,7 @@ def bdmc(
 
     Arguments as in :func:`annealed_bound`; 3 x temperatures x (leapfrog + 1) x chains decodings and gradients per image.
     """
-    if n < 1:
-        raise ValueError(f"the number of simulated images must be at least 1, not {n}")
+    check_counts(n=n, batch_size=batch_size)
     run = _Run(model, chains, temperatures, leapfrog, path, step, seed)
     prior = run.prepare(None)
     with _bar(n, batch_size, run, 3, progress) as bar, evaluating(model):
@@ -216,12 +217,9 @@ class _Run:
     """Settings, and the bounds gathered batch by batch."""
 
     def __init__(self, model: Autoencoder, chains: int, temperatures: int, leapfrog: int, path: Path, step: float, seed: int) -> None:
-        if chains < 1 or leapfrog < 1:
-            raise ValueError(f"chains and leapfrog steps must be at least 1, not {chains} and {leapfrog}")
-        if path not in ("prior", "encoder"):
-            raise ValueError(f'path must be "prior" or "encoder", not {path!r}')
-        if not step > 0:
-            raise ValueError(f"the first step size must be positive, not {step}")
+        check_counts(chains=chains, temperatures=temperatures, leapfrog=leapfrog)
+        check_value(path, Path, "path")
+        check_value(step, Annotated[float, Meta(gt=0)], "step")
         self.model, self.chains, self.leapfrog, self.path, self.step, self.seed = model, chains, leapfrog, path, step, seed
         self.betas = sigmoid_schedule(temperatures)
         self.lower: list[Tensor] = []

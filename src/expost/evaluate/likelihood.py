@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,11 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.distributions import IsotropicGaussian, Marginal, base_of, check_data, describe, deterministic, normalised
+from expost.distributions import IsotropicGaussian, Marginal, base_of, check_data, describe, deterministic, normalised, point
 from expost.evaluate.streaming import BLOCK, Running, blocks, chunks, cut
 from expost.progress import Bar
 from expost.results import Result, Table
+from expost.schema import Meta, check_counts, check_value
 from expost.seeds import seeded
 from expost.tensors import check_finite, sum_event
 
@@ -158,11 +159,10 @@ def importance_bound(
     Raises:
         ValueError: no prior, a deterministic encoder, an unnormalised head (CrossEntropy), data that the head cannot have made, NaN.
     """
-    if samples < 1 or (chunk is not None and chunk < 1) or batch_size < 1:
-        raise ValueError(f"samples, chunk and batch_size must be at least 1, not {samples}, {chunk} and {batch_size}")
+    check_counts(samples=samples, batch_size=batch_size, chunk=1 if chunk is None else chunk)
+    for mark in marks or ():
+        check_value(mark, Annotated[int, Meta(ge=1, le=samples)], "a number of samples in marks")
     prior, notes = prepare(model, x)
-    if marks is not None and not all(1 <= mark <= samples for mark in marks):
-        raise ValueError(f"marks must lie between 1 and the {samples} samples, not {marks}")
     at = sorted({max(1, samples // 4), max(1, samples // 2), samples} if marks is None else {*marks, samples})
     bounds: list[Tensor] = []
     effective: list[Tensor] = []
@@ -225,7 +225,7 @@ def log_likelihood(p: Distribution, x: Tensor) -> Tensor:
 
 
 def prepare(model: Autoencoder, x: Tensor | None = None) -> tuple[Distribution, tuple[str, ...]]:
-    """The prior p(z) and notes about it; ``ValueError`` for a model without one, and for empty or non-finite data."""
+    """The prior p(z) and notes about it; ``ValueError`` for a model without one, and for data that are empty, not finite or not the model's."""
     if model.prior is None:
         raise ValueError(
             "this autoencoder has no prior, so it gives data no probability: fit one, e.g. "
@@ -235,6 +235,7 @@ def prepare(model: Autoencoder, x: Tensor | None = None) -> tuple[Distribution, 
         if len(x) == 0:
             raise ValueError("there are no images to evaluate: pass at least one")
         check_finite(x, "images")
+        _check_shape(model, x)
     with evaluating(model):
         prior = model.latent()
     if not normalised(prior):
@@ -245,6 +246,18 @@ def prepare(model: Autoencoder, x: Tensor | None = None) -> tuple[Distribution, 
         inner = f"the prior is itself an autoencoder: its log p(z) is estimated with {prior.samples} inner samples, which loosens the bound"
         return prior, (inner,)
     return prior, ()
+
+
+def _check_shape(model: Autoencoder, x: Tensor) -> None:
+    """``ValueError`` for images that the networks do not take: found out with one of them, before any work."""
+    shape = tuple(x.shape[1:])
+    try:
+        with evaluating(model):
+            made = tuple(model.decoder(point(model.encoder(stored(model, x[:1])))).event_shape)
+    except (RuntimeError, IndexError):
+        raise ValueError(f"the model does not take images of shape {shape}: give images of the shape that it was trained on") from None
+    if made != shape:
+        raise ValueError(f"the model makes images of shape {made}, and these are {shape}: give images of the shape that it was trained on")
 
 
 def stored(model: Autoencoder, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from expost.distributions import check_data, describe, normalised
 from expost.divergences import has_closed_form, kl
 from expost.evaluate.likelihood import log_likelihood, log_prior_of, posterior, prepare, standard_error, stored
 from expost.results import Result, Table
+from expost.schema import check_counts
 from expost.seeds import seeded
 from expost.tensors import batches
 
@@ -109,8 +110,7 @@ def elbo_surgery(
     Raises:
         ValueError: no prior, a deterministic encoder, posteriors that are not Gaussian, NaN.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, not {samples}")
+    check_counts(samples=samples, batch_size=batch_size)
     prior, notes = prepare(model, x)
     with evaluating(model):
         try:
