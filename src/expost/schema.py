@@ -62,7 +62,7 @@ def check_value(value: Any, annotation: Any, name: str) -> Any:
     try:
         return _fitted(value, annotation)
     except _Unfit:
-        shown = f'"{printable(value)}"' if isinstance(value, str) else repr(value)
+        shown = f'"{printable(value)}"' if isinstance(value, str) else repr(_plain(value))
         raise ValueError(f"{name} must be {describe(annotation)}, not {shown if len(shown) <= 80 else type(value).__name__}") from None
 
 
@@ -91,15 +91,20 @@ def _fitted(value: Any, annotation: Any) -> Any:
         if isinstance(value, kind):
             return value
         raise _Unfit
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's numbers are those of Python
-        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     try:
-        fitted = msgspec.convert(value, annotation)
+        fitted = msgspec.convert(_plain(value), annotation)
     except (msgspec.ValidationError, OverflowError):
         raise _Unfit from None
     if isinstance(fitted, float) and not math.isfinite(fitted):
         raise _Unfit
     return fitted
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
 
 
 def check_counts(**counts: Any) -> None:
