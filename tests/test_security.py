@@ -60,13 +60,8 @@ def needs(config):
 """
 INTERFACE = {"data_shape": [1, 8, 8], "latent_shape": [4], "posterior": "mean-logvar"}
 LAUNCHER = "accelerate.commands.launch:simple_launcher"
-LAUNCH = {
-    "name": "VAEConfig",
-    "latent_dim": 4,
-    "input_dim": [1, 8, 8],
-    "training_script": "/usr/bin/touch",
-    "training_script_args": ["PWNED"],
-}
+LAUNCH = {"training_script": "/usr/bin/touch", "training_script_args": ["PWNED"], "no_python": True}
+VAE = {"name": "VAEConfig", "latent_dim": 4, "input_dim": [1, 8, 8]}
 
 
 def modules(reference: Any, **more: Any) -> dict[str, Any]:
@@ -74,7 +69,7 @@ def modules(reference: Any, **more: Any) -> dict[str, Any]:
 
 
 def pythae(**more: Any) -> dict[str, Any]:
-    return {"recipe": "wrapped/pythae", "settings": {"config": LAUNCH, "interface": INTERFACE, **more}}
+    return {"recipe": "wrapped/pythae", "settings": {"config": {**VAE, **LAUNCH}, "interface": INTERFACE, **more}}
 
 
 def diffusers(**more: Any) -> dict[str, Any]:
@@ -84,6 +79,7 @@ def diffusers(**more: Any) -> dict[str, Any]:
 #: What a folder from elsewhere says in its recipe.json, and what is said of it.
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a launcher of programs": (pythae(encoder=LAUNCHER), f"add --code {LAUNCHER}"),
+    "a launcher of programs, without a model": (pythae(encoder=LAUNCHER, config=LAUNCH, interface=5), f"add --code {LAUNCHER}"),
     "a helper beside the folder": (modules("helper:call"), "add --code helper:call"),
     "two helpers": (pythae(encoder="helper:call", decoder="helper:leave"), "add --code helper:call --code helper:leave"),
     "leave": (modules("sys:exit"), "add --code sys:exit"),
@@ -99,10 +95,10 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "blocks that are names": (diffusers(down_block_types=["helper:call"] * 2), "invalid enum value"),
     "an activation that is a name": (diffusers(act_fn="helper.call"), "invalid enum value"),
     "settings that the library follows": (diffusers(quantization_config={"quant_method": "helper"}), "does not fit this model"),
-    "a Pythae class that is a name": (pythae(config={**LAUNCH, "name": "helper:call"}), "is not known"),
-    "huge networks": (pythae(config={**LAUNCH, "latent_dim": 2**20}), "larger networks"),
+    "a Pythae class that is a name": (pythae(config={**VAE, "name": "helper:call"}), "is not known"),
+    "huge networks": (pythae(config={**VAE, "latent_dim": 2**20}), "larger networks"),
     "huge channels": (diffusers(block_out_channels=[8192, 8192]), "larger networks"),
-    "huge codes": (modules("helper:call", interface={**INTERFACE, "latent_shape": [2**24, 2**24]}), "at most 67108864 numbers"),
+    "huge codes": (pythae(interface={**INTERFACE, "latent_shape": [2**24, 2**24]}), "at most 67108864 numbers"),
 }
 NAMES = {"helper", "sys", "os", "http.server", "accelerate.commands.launch"}
 

@@ -32,7 +32,7 @@ from expost.autoencoder import Autoencoder
 from expost.checkpoint import bounded, load_weights
 from expost.density import VampPrior
 from expost.files import read_json
-from expost.schema import Meta, convert
+from expost.schema import Meta, convert, printable
 
 __all__ = ["KINDS", "NETWORKS", "PythaeConfig", "build_pythae", "from_pythae", "read_config"]
 
@@ -293,7 +293,7 @@ def _interface(
         raise ValueError("the Pythae configuration names no input_dim: pass some data as x")
     notes = [kind.note] if kind.note else []
     if left:
-        notes.append(f"left out, since it takes part in training only: {', '.join(left)}")
+        notes.append(f"left out, since it takes part in training only: {', '.join(map(printable, left))}")
     trained = "cross-entropy" if config.get("reconstruction_loss") == "bce" and kind.gamma is not None else "gaussian"
     if gamma == "trained":
         gamma = kind.gamma if kind.gamma is not None else "optimal"

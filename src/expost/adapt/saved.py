@@ -30,7 +30,6 @@ from expost.schema import convert
 __all__ = ["Origin", "SourceKind", "kind_of", "open_source", "shape_of"]
 
 SourceKind = Literal["modules", "pythae", "diffusers"]
-KINDS: tuple[SourceKind, ...] = ("modules", "pythae", "diffusers")
 
 
 class _Modules(TypedDict):
@@ -56,22 +55,16 @@ _SETTINGS: dict[str, Any] = {"modules": _Modules, "pythae": _Pythae, "diffusers"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a wrapped model comes from: enough to build it again without its weights."""
+    """Where a wrapped model comes from: enough to build it again without its weights. Read from a file, it is checked when it is built."""
 
-    kind: SourceKind
+    kind: str
     settings: dict[str, Any]
-
-    @classmethod
-    def from_json(cls, kind: str, settings: Any, where: str) -> Origin:
-        """The origin that a file (``where``) describes, with every entry checked; nothing is built or imported yet."""
-        if kind not in KINDS:
-            raise ValueError(f'there is no kind of wrapped model "{kind}": was the folder made by a newer expost?')
-        return cls(kind, convert(settings, _SETTINGS[kind], f"{where} does not describe a wrapped model, wrap it again"))
 
     @property
     def references(self) -> dict[str, str]:
         """The code that it names, ``package.module:name`` by what it makes."""
-        return {name: self.settings[name] for name in ("reference", "encoder", "decoder") if self.settings.get(name)}
+        names = {"modules": ("reference",), "pythae": ("encoder", "decoder")}.get(self.kind, ())
+        return {name: value for name in names if isinstance(value := self.settings.get(name), str) and value}
 
     def build(self, where: str, bounded: AbstractContextManager[Any], code: str | Sequence[str] = ()) -> Autoencoder:
         """The model with whatever weights its code gives it; load the saved ones next.
@@ -81,8 +74,11 @@ class Origin:
             bounded: the block in which what the file describes is built, so that it does not ask for more memory than its weights take.
             code: references that may be run because the user named them; without that of every reference here nothing is imported.
         """
-        s, interface = self.settings, self.settings["interface"]
+        if self.kind not in _SETTINGS:
+            raise ValueError(f'there is no kind of wrapped model "{self.kind}": was the folder made by a newer expost?')
         own = dict(zip(self.references, allowed(list(self.references.values()), code, where), strict=True))
+        s = convert(self.settings, _SETTINGS[self.kind], f"{where} does not describe a wrapped model, wrap it again")
+        interface = s["interface"]
         pair = pair_of(own["reference"]) if self.kind == "modules" else None
         made = {name: module_of(reference) for name, reference in own.items()} if self.kind == "pythae" else {}
         with bounded:

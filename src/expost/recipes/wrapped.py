@@ -61,7 +61,7 @@ def code_options(saved: Description) -> tuple[str, ...]:
     """What every command line that opens a run must add for the code that it names; nothing for most runs."""
     if not saved["recipe"].startswith(WRAPPED):
         return ()
-    references = _origin(saved, "recipe.json").references.values()
+    references = _origin(saved).references.values()
     return tuple(part for reference in dict.fromkeys(references) for part in ("--code", reference))
 
 
@@ -73,7 +73,7 @@ def rebuild_wrapped(folder: RunFolder, saved: Description, task: Task, code: str
         code: names that the user allows to be run, see :func:`expost.adapt.references.allowed`.
     """
     where = str(folder.recipe_file)
-    model = _origin(saved, where).build(where, folder.bounded(), code)
+    model = _origin(saved).build(where, folder.bounded(), code)
     interface = interface_of(model)
     if interface.data_shape != task.shape:
         raise ValueError(f"{where} is about data of shape {task.shape}, and its model for {interface.data_shape}: wrap the model again")
@@ -90,5 +90,5 @@ def rebuild_wrapped(folder: RunFolder, saved: Description, task: Task, code: str
     return experiment, model
 
 
-def _origin(saved: Description, where: str) -> Origin:
-    return Origin.from_json(saved["recipe"].removeprefix(WRAPPED), saved["settings"], where)
+def _origin(saved: Description) -> Origin:
+    return Origin(saved["recipe"].removeprefix(WRAPPED), saved["settings"])
