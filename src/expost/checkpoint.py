@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ from expost.identity import experiment_name
 from expost.memory import Bounded, machine
 from expost.schema import Meta, convert
 
-__all__ = ["DataDescription", "Description", "RunFolder", "bounded", "load_weights", "prefixed", "split_prefix", "versions"]
+__all__ = ["DataDescription", "Description", "RunFolder", "bounded", "check_state", "load_weights", "prefixed", "split_prefix", "versions"]
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Pixels = Annotated[int, Meta(ge=1, le=2**24)]
@@ -90,7 +91,12 @@ def split_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """``module.load_state_dict`` with one sentence that names the first difference."""
-    own = module.state_dict()
+    check_state(module.state_dict(), state, where)
+    module.load_state_dict(state)
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """``ValueError`` with the first difference in names, shapes or kinds of number between a module's own state and one from a file."""
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or foreign:
         name = (missing or foreign)[0]
@@ -100,7 +106,8 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
     for name, value in state.items():
         if own[name].shape != value.shape:
             raise ValueError(f'{where} does not fit this model: "{name}" is {tuple(value.shape)} there and {tuple(own[name].shape)} here')
-    module.load_state_dict(state)
+        if own[name].is_floating_point() != value.is_floating_point():
+            raise ValueError(f'{where} does not fit this model: "{name}" is {value.dtype} there and {own[name].dtype} here')
 
 
 def _sum(recipe: Description) -> str:
@@ -184,7 +191,8 @@ class RunFolder:
             raise ValueError(f"{error}: was it edited, or made by another program? restore it from a copy, or train again") from None
 
     def write_history(self, text: str) -> None:
-        write_text(self.history_file, text)
+        """Replace history.csv; not waiting for the disk, since it is written again and again."""
+        write_text(self.history_file, text, durable=False)
 
     def results(self) -> dict[str, Any]:
         return read_json(self.results_file, "the results of a run") if self.results_file.is_file() else {}

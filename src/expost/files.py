@@ -1,53 +1,161 @@
-"""Files that are either whole or absent: written to a temporary name in the same folder, then renamed. Nothing is ever unpickled."""
+"""Files that are either whole or absent: written to a temporary name in the same folder, then renamed. Nothing is ever unpickled.
+
+What is written reaches the disk before it gets its name, so that a power cut leaves the old file or the new one. Tensors carry a checksum
+over everything in their file, which loading verifies. A failed write is an ``OSError`` that names the file, whoever wrote it; what is only
+kept for later (:func:`keep`, :func:`cached`) costs a :class:`NotKept` warning instead.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-__all__ = ["atomic", "cache_folder", "load_tensors", "read_json", "save_tensors", "write_json", "write_text"]
+from expost.hashes import as_bytes, checksum
+from expost.schema import convert
+
+__all__ = [
+    "NotKept", "atomic", "cache_folder", "cached", "keep", "load_tensors", "read_checked", "read_json", "read_meta", "save_tensors",
+    "write_checked", "write_json", "write_text",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+STALE = 3600.0
+"""Seconds after which a temporary file that nobody has written to was left by a process that was killed."""
+
+
+class NotKept(UserWarning):
+    """Something was computed, and could not be kept for later."""
+
+
+@contextmanager
+def keep(where: str | Path) -> Iterator[None]:
+    """What the block writes is kept if that is possible; if not, a :class:`NotKept` warning says so and work goes on.
+
+    For what has been shown already, and for caches: a full or read-only disk must not take away what was computed.
+    """
+    try:
+        yield
+    except OSError as error:
+        _not_kept(f"{where} cannot be written ({(error.strerror or str(error)).lower()})")
+    except ValueError as error:  # locked, damaged, no folder
+        _not_kept(str(error))
+
+
+def _not_kept(why: str) -> None:
+    warnings.warn(f"not kept: {why}", NotKept, stacklevel=4)
+
+
+def cached(
+    path: Path,
+    read: Callable[[Path], T],
+    make: Callable[[], T],
+    write: Callable[[Path, T], None],
+    *,
+    agreed: Callable[[bool], bool] = bool,
+    main: bool = True,
+) -> T:
+    """What a cache's file holds, or what is made now and kept there.
+
+    A file that is damaged or foreign counts as absent, whatever is wrong with it; one that cannot be written costs a warning.
+
+    Args:
+        read: of a file that exists; any exception means that it cannot be used.
+        agreed: in several processes: whether all of them could read it, so that all make it or none does.
+        main: whether this process is the one that writes.
+    """
+    found: T | None = None
+    with suppress(Exception):
+        found = read(path) if path.is_file() else None
+    if agreed(found is not None) and found is not None:
+        return found
+    made = make()
+    if main:
+        with keep(path.parent):
+            write(path, made)
+    return made
 
 
 def cache_folder(*parts: str, root: str | Path | None = None) -> Path:
-    """``root`` (default: $XDG_CACHE_HOME/expost or ~/.cache/expost) / parts, created if missing."""
+    """``root`` (default: $XDG_CACHE_HOME/expost or ~/.cache/expost) / parts, created if it can be."""
     base = Path(root) if root is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expost"
     folder = base.joinpath(*parts)
-    try:
+    with suppress(OSError):  # whoever writes there says it
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the cache folder {folder} cannot be made ({error.strerror}): set XDG_CACHE_HOME to a folder that can be written"
-        ) from None
     return folder
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, remove it if not."""
+def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
+
+    Args:
+        durable: wait until the content is on the disk. Without that a power cut may leave an empty file: for what is written often and
+            can be made again.
+
+    Raises:
+        OSError: named after ``path``, whatever part of the writing failed.
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"{path} cannot be written, because {path.parent} is a file: choose another folder") from None
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{path} cannot be written, because a part of its path is a file: choose another folder") from None
+    prefix, suffix = f".{path.name}.", f".tmp{path.suffix}"
+    temporary: Path | None = None
     try:
+        _sweep(path.parent, prefix, suffix)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            with suppress(OSError):  # not every system can
+                _sync(path.parent)
+    except OSError as error:
+        ours = error.filename is None or Path(os.fsdecode(error.filename)).name.startswith(prefix)
+        if not ours or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path, prefix: str, suffix: str) -> None:
+    """Remove what killed processes left of earlier attempts to write the same file."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(suffix) and len(entry.name) == len(prefix) + 8 + len(suffix):
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE:
+                        os.unlink(entry.path)
 
 
 def _umask() -> int:
@@ -56,8 +164,8 @@ def _umask() -> int:
     return current
 
 
-def write_text(path: str | Path, text: str) -> None:
-    with atomic(path) as temporary:
+def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
+    with atomic(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -76,35 +184,105 @@ def read_json(path: str | Path, what: str) -> Any:
         raise ValueError(f"{path} is damaged or is not {what}: restore it from a copy, or make it again") from None
 
 
+def write_checked(path: str | Path, value: Any) -> None:
+    """JSON with a checksum, for :func:`read_checked`."""
+    write_json(path, {"checksum": checksum(json.dumps(value), {}), "value": value})
+
+
+def read_checked(path: str | Path, what: str) -> Any:
+    """What :func:`write_checked` wrote; ``ValueError`` if it is not that any more."""
+    found = read_json(path, what)
+    if not isinstance(found, dict) or "value" not in found or found.get("checksum") != checksum(json.dumps(found["value"]), {}):
+        raise ValueError(f"{path} is damaged or is not {what}: delete it")
+    return found["value"]
+
+
+#: The types of safetensors files that tensors here have.
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
-    """Tensors and JSON metadata in one safetensors file."""
-    from safetensors.torch import save_file
+    """Tensors and JSON metadata in one safetensors file, with a checksum over both.
 
-    owned: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        place = value.untyped_storage().data_ptr()
-        owned[name] = value.clone() if place in storages else value  # safetensors refuses tied weights: each name gets its own copy
-        storages.add(place)
-    with atomic(path) as temporary:
-        save_file(owned, temporary, {"expost": json.dumps(meta or {})})
+    The bytes are written here and not by the library, which copies all of them first, writes to a temporary file that a killed process
+    leaves under a name nobody knows, and reports a full disk as an error of its own.
+    """
+    owned = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    order = sorted(owned, key=lambda name: (-owned[name].element_size(), name))  # every tensor is aligned to its type
+    text = json.dumps(meta or {})
+    header: dict[str, Any] = {"__metadata__": {"expost": text, "checksum": checksum(text, owned)}}
+    end = 0
+    for name in order:
+        value = owned[name]
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in order:
+            if owned[name].numel():
+                file.write(as_bytes(owned[name]))
 
 
-def load_tensors(path: str | Path, what: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What :func:`save_tensors` wrote; ``ValueError`` in one sentence naming ``what`` if the file is missing, truncated or foreign."""
+@overload
+def load_tensors(path: str | Path, what: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+@overload
+def load_tensors(path: str | Path, what: str, device: str | torch.device = "cpu", *, meta: type[T]) -> tuple[dict[str, Tensor], T]: ...
+def load_tensors(
+    path: str | Path, what: str, device: str | torch.device = "cpu", *, meta: Any = dict[str, Any]
+) -> tuple[dict[str, Tensor], Any]:
+    """What :func:`save_tensors` wrote; ``ValueError`` in one sentence naming ``what`` if the file is missing, damaged or foreign.
+
+    Args:
+        meta: declares the metadata: a ``TypedDict``. Files of versions that wrote no checksum are read without.
+    """
+    with _opened(path, what) as file:
+        header = file.metadata() or {}
+        found = _meta(path, what, header, meta)
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a mapping
+        if "checksum" in header and header["checksum"] != checksum(header["expost"], tensors):
+            raise ValueError(f"{path} is damaged (its content does not fit its checksum): restore {what} from a copy, or make it again")
+    return {k: v.to(device) for k, v in tensors.items()}, found
+
+
+@overload
+def read_meta(path: str | Path, what: str) -> dict[str, Any]: ...
+@overload
+def read_meta(path: str | Path, what: str, meta: type[T]) -> T: ...
+def read_meta(path: str | Path, what: str, meta: Any = dict[str, Any]) -> Any:
+    """The metadata of a file of tensors alone, as :func:`load_tensors` gives it; the tensors are neither read nor checked."""
+    with _opened(path, what) as file:
+        return _meta(path, what, file.metadata() or {}, meta)
+
+
+@contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {what} is missing, check the folder")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            if "expost" not in header:
-                raise ValueError(f"{path} was not written by expost (no expost header): it is not {what}")
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(header["expost"])  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is truncated or is not {what} ({type(error).__name__}): restore it from a copy, or make it again"
         ) from None
+
+
+def _meta(path: str | Path, what: str, header: dict[str, str], kind: Any) -> Any:
+    if "expost" not in header:
+        raise ValueError(f"{path} was not written by expost (no expost header): it is not {what}")
+    text = header["expost"]
+    if "checksum" in header and header["checksum"][:8] != checksum(text, {})[:8]:
+        raise ValueError(f"{path} is damaged (its content does not fit its checksum): restore {what} from a copy, or make it again")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is damaged or is not {what}: restore it from a copy, or make it again") from None
+    return convert(value, kind, f"{path} is not {what}")

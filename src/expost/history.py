@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expost.results import Curve
+from expost.schema import convert
 
 __all__ = ["History"]
 
@@ -57,5 +58,10 @@ class History:
         return {"rows": self.rows, "stopped": self.stopped, "best_step": self.best_step, "seconds": self.seconds, "images": self.images}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> History:
-        return cls(**value)
+    def from_json(cls, value: Any) -> History:
+        """What :meth:`to_json` gave; ``ValueError`` if it is something else."""
+        what = "this is not the history of a training"
+        history = convert(value, cls, what)
+        if not all(isinstance(row.get("step"), int) and isinstance(row.get("split"), str) for row in history.rows):
+            raise ValueError(f"{what} (a row has no step or no split)")
+        return history

@@ -24,7 +24,10 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Bounded", "machine", "retained"]
 
 #: Functions that take the sizes of a new tensor, as a tuple or as numbers.
-_MAKERS = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("empty", "zeros", "ones", "full", "rand", "randn"))
+_MAKERS = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("empty", "zeros", "ones", "full", "rand", "randn")) | {
+    "eye",
+    "repeat",
+}
 
 
 def machine() -> int:
@@ -52,9 +55,13 @@ class Bounded(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _MAKERS:
+        name = getattr(func, "__name__", "")
+        if name in _MAKERS:
             sizes = next((a for a in (*args, *kwargs.values()) if isinstance(a, tuple | list)), [a for a in args if isinstance(a, int)])
-            self.left -= math.prod(sizes) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
+            elements = math.prod(sizes) ** (2 if name == "eye" else 1)
+            if name == "repeat":
+                elements *= args[0].numel()
+            self.left -= elements * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
             if self.left < 0:
                 raise ValueError(self.refusal)
         return func(*args, **kwargs)

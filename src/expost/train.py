@@ -21,14 +21,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.checkpoint import RunFolder, load_weights, prefixed, split_prefix
+from expost.checkpoint import RunFolder, check_state, load_weights, prefixed, split_prefix
 from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
 from expost.devices import choose_device
@@ -42,6 +42,7 @@ from expost.objectives.base import Objective
 from expost.processes import Processes, join
 from expost.progress import Bar
 from expost.schedules import Plateau
+from expost.schema import Meta
 from expost.seeds import permutation, seed_from, seeded
 from expost.tensors import batches, check_finite, like, unit
 from expost.trackers import Trackers, check_trackers
@@ -50,6 +51,18 @@ from expost.training import Training, automatic_precision
 __all__ = ["Watch", "fit"]
 
 Watch = Callable[[Autoencoder], dict[str, float]]
+
+
+class _State(TypedDict):
+    """What a checkpoint says beside its tensors."""
+
+    fingerprint: str
+    step: Annotated[int, Meta(ge=0)]
+    count: Annotated[int, Meta(ge=0)]
+    best: float
+    bad: Annotated[int, Meta(ge=0)]
+    schedule: dict[str, float]
+    history: dict[str, Any]
 
 
 class _Step(nn.Module):
@@ -395,8 +408,8 @@ class _Fit:
     def _restore(self) -> None:
         assert self.folder is not None
         where = str(self.folder.checkpoint_file)
-        tensors, state = load_tensors(where, "the checkpoint of a run")
-        if state.get("fingerprint") != self.fingerprint:
+        tensors, state = load_tensors(where, "the checkpoint of a run", meta=_State)
+        if state["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"{where} belongs to a run with other settings or other data: repeat the original settings, or choose another folder"
             )
@@ -406,12 +419,17 @@ class _Fit:
         for name, optimiser in zip(self.names, self.optimisers, strict=True):
             moments: dict[int, dict[str, Tensor]] = {}
             for key, value in split_prefix(f"optimiser/{name}", tensors).items():
-                index, moment = key.split("/")
+                index, _, moment = key.partition("/")
                 moments.setdefault(int(index), {})[moment] = value
             optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
             for parameter, own in optimiser.state.items():
-                own.update({k: like(v, parameter) for k, v in own.items() if k != "step"})
+                moved = {k: v for k, v in own.items() if k != "step"}
+                check_state(dict.fromkeys(moved, parameter), moved, where)
+                own.update({k: like(v, parameter) for k, v in moved.items()})
         own_state = self.model.state_dict()
+        for name in ("average", "best"):
+            if state_of := split_prefix(name, tensors):
+                check_state(own_state, state_of, where)
         self.average = {k: like(v, own_state[k]) for k, v in split_prefix("average", tensors).items()} or self.average
         self.best_state = {k: like(v, own_state[k]) for k, v in split_prefix("best", tensors).items()} or None
         self.sums = {k: v.to(self.device) for k, v in split_prefix("sums", tensors).items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 
@@ -22,6 +22,7 @@ from expost.density.mixture import GMM
 from expost.density.normal import StandardNormal
 from expost.files import load_tensors, save_tensors
 from expost.memory import Bounded, machine
+from expost.schema import Meta
 
 __all__ = ["SPECS", "load_density", "parse", "save_density", "spec_of"]
 
@@ -115,22 +116,39 @@ def save_density(path: str | Path, density: Density) -> None:
 
 def load_density(path: str | Path, device: str | torch.device = "cpu") -> Density:
     """What :func:`save_density` wrote; ``ValueError`` in one sentence if the file is missing, truncated or something else."""
-    tensors, meta = load_tensors(path, "a fitted density")
+    tensors, meta = load_tensors(path, "a fitted density", meta=_Meta)
     tensors.pop("empty", None)
+    held = sum(value.numel() * value.element_size() for value in tensors.values())
     try:
-        density = _rebuild(meta)
+        with Bounded(4 * held + 2**20, "its sizes are not those of its tensors"):
+            density = _rebuild(meta)
         density.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not a density that this version can read: fit it again, or load it with the version that wrote it"
         ) from error
-    if meta.get("report") is not None:
-        density.report = FitReport(**meta["report"])  # type: ignore[assignment]
+    density.report = meta["report"]  # type: ignore[assignment]
     return density.to(device).eval()
 
 
-def _rebuild(meta: dict[str, Any]) -> Density:
-    arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["arguments"].items()}
+class _Arguments(TypedDict, total=False):
+    points: Annotated[int, Meta(ge=1)]
+    transforms: Annotated[int, Meta(ge=1)]
+    hidden: tuple[Annotated[int, Meta(ge=1)], ...]
+    bins: Annotated[int, Meta(ge=1)]
+
+
+class _Meta(TypedDict):
+    """What the file of a density says beside its tensors."""
+
+    spec: str
+    d: Annotated[int, Meta(ge=1)]
+    arguments: _Arguments
+    report: FitReport | None
+
+
+def _rebuild(meta: _Meta) -> Density:
+    arguments: dict[str, Any] = dict(meta["arguments"])
     density = parse(meta["spec"], meta["d"])
     if isinstance(density, KDE):
         return KDE(density.d, density.bandwidth, **arguments)

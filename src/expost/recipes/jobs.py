@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expost.checkpoint import RunFolder
+from expost.files import read_meta
 from expost.history import History
 from expost.recipes import overrides
 from expost.recipes.base import BudgetName, find
@@ -171,15 +172,12 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 def ending(folder: Path) -> History | None:
     """How the training of a finished run went, from the header of its weights; None if it is not finished or the file is not readable."""
-    from safetensors import SafetensorError, safe_open
-
     run = RunFolder.at(folder)
     if run.checkpoint_file.is_file() or not run.model_file.is_file():
         return None
     try:
-        with safe_open(run.model_file, framework="np") as file:
-            return History.from_json(json.loads((file.metadata() or {})["expost"])["history"])
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError):
+        return History.from_json(read_meta(run.model_file, "the weights of a run").get("history"))
+    except ValueError:
         return None
 
 

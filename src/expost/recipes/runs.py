@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
 from expost import data
 from expost.autoencoder import Autoencoder
-from expost.checkpoint import Description, RunFolder, versions
+from expost.checkpoint import Description, RunFolder, load_weights, versions
 from expost.density.base import Codes, Density
 from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
@@ -69,9 +69,8 @@ class Run:
         fresh = _fresh_density(spec, self.experiment, self.seed)
         file = self.folder.density_file(spec) if self.folder else None
         if file is not None and file.is_file() and not refit:
-            tensors, meta = load_tensors(file, "a fitted density")
-            if meta.get("model") == self._weights_name() and meta.get("spec") == spec:
-                fresh.load_state_dict(tensors)
+            again = _again(self.folder, spec) if self.folder else ""
+            if _load_fitted(fresh, file, spec, self._weights_name(), again):
                 return fresh.to(self.model.device).eval()
         fresh.to(self.model.device)
         source: Codes
@@ -122,6 +121,31 @@ class Run:
             scores = scores.joined(self.folder.results().get(key))
             self.folder.add_results(key, scores.to_json())
         return scores
+
+
+class _Fitted(TypedDict):
+    """What the file of a run's density says beside its tensors."""
+
+    spec: str
+    model: str
+    """name of the weights whose codes it was fitted to"""
+
+
+def _load_fitted(fresh: Density, file: Path, spec: str, weights: str, again: str) -> bool:
+    """Load a fitted density; false if it is of another spec or other weights."""
+    try:
+        tensors, meta = load_tensors(file, "a fitted density", meta=_Fitted)
+        if meta["model"] != weights or meta["spec"] != spec:
+            return False
+        load_weights(fresh, tensors, str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}: run `{again}`") from None
+    return True
+
+
+def _again(folder: RunFolder, spec: str) -> str:
+    """The command that fits a density of a run."""
+    return shlex.join(["expost", "density", str(folder.path), spec, *code_options(folder.read_recipe())])
 
 
 def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
@@ -323,13 +347,11 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
         return model
     fitted = _fresh_density(density, experiment, saved["seed"])
     file = folder.density_file(density)
-    again = shlex.join(["expost", "density", str(path), density, *code_options(saved)])
+    again = _again(folder, density)
     if not file.is_file():
         raise ValueError(f'"{density}" has not been fitted to {path}: run `{again}`')
-    tensors, meta = load_tensors(file, "a fitted density")
-    if meta.get("model") != _weights_name(model):
+    if not _load_fitted(fitted, file, density, _weights_name(model), again):
         raise ValueError(f"{file} was fitted to other weights: run `{again}` again")
-    fitted.load_state_dict(tensors)
     return model.with_prior(fitted.to(model.device).eval())
 
 
