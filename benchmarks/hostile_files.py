@@ -187,9 +187,120 @@ def images(path: Path) -> bytes:
     return repr((x.shape, x.dtype)).encode() + x.tobytes()
 
 
+# -- run folders --------------------------------------------------------------------------------------------------------------------------
+
+
+def json_values(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    return (as_json(edited(json.loads(data), rng)).encode(errors="surrogatepass") for _ in range(trials))
+
+
+def unsealed_values(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    """As older versions wrote recipe.json: without a checksum."""
+    old = {k: v for k, v in json.loads(data).items() if k != "checksum"}
+    return json_values(json.dumps(old).encode(), rng, trials)
+
+
+def every_value(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    """Every field missing, and with every hostile value: not random, and not ``trials`` many."""
+    value = json.loads(data)
+    for place in places(value):
+        if place[0] != "versions" or len(place) == 1:
+            yield from (as_json(replaced(value, place, new)).encode(errors="surrogatepass") for new in (..., *HOSTILE))
+
+
+def tensors_of(data: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def with_tensors(header: Any, content: bytes) -> bytes:
+    encoded = as_json(header).encode(errors="surrogatepass")
+    return len(encoded).to_bytes(8, "little") + encoded + content
+
+
+def tensor_headers(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    """One change of a safetensors header: of names, types, shapes and offsets, or of the metadata."""
+    header, content = tensors_of(data)
+    return (with_tensors(edited(header, rng), content) for _ in range(trials))
+
+
+def tensor_lies(data: bytes, rng: random.Random, trials: int) -> Iterator[bytes]:
+    """By hand, and without a checksum, as older versions wrote: lengths, overlaps, types, shapes, names, metadata."""
+    header, content = tensors_of(data)
+    meta = {"expost": header["__metadata__"]["expost"]}
+    names = [name for name in header if name != "__metadata__"]
+    plain = {**header, "__metadata__": meta}
+    yield from (length.to_bytes(8, "little") + data[8:] for length in (0, 1, 2**31, 2**63, 2**64 - 1, len(data), len(data) - 8))
+    for name in names[:6] + names[-2:]:
+        entry = header[name]
+        start, stop = entry["data_offsets"]
+        for change in (
+            *({"dtype": kind} for kind in ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F4", "x", None, 5)),
+            *(
+                {"shape": shape}
+                for shape in ([], [2**62, 4], [10**9] * 3, [-1], [0], [0.5], "x", None, [1, *entry["shape"]], entry["shape"][::-1])
+            ),
+            *(
+                {"data_offsets": o}
+                for o in ([0, 4], [stop, start], [start, 2**63], [-8, 8], [0, len(content)], [], None, [start + 1, stop + 1])
+            ),
+        ):
+            yield with_tensors({**plain, name: {**entry, **change}}, content)
+        yield with_tensors({k: v for k, v in plain.items() if k != name}, content)
+        yield with_tensors({f"{k}x" if k == name else k: v for k, v in plain.items()}, content)
+        yield with_tensors({**plain, "extra": entry}, content)
+    for said in ("null", "[]", "5", '""', "", "{}", "{", "[" * 5000, '{"spec": 5, "model": []}', "\x1b[2J", '{"a": ' + "9" * 5000 + "}"):
+        yield with_tensors({**plain, "__metadata__": {"expost": said}}, content)
+    for wrong in (None, [], {}, {"expost": 5}, {"expost": None}, {"other": "{}"}, {"expost": "{}", "checksum": "x"}, "x"):
+        yield with_tensors({**plain, "__metadata__": wrong}, content)
+
+
+RUN: dict[str, tuple[list[str], str, Callable[[Path], bytes]]] = {}
+"""Commands that read a run folder: their arguments after it, the file that they write, and what of that must be the same."""
+
+
+def arrays_of(path: Path) -> bytes:
+    """The tensors of a safetensors file."""
+    header, content = tensors_of(path.read_bytes())
+    return json.dumps({k: v for k, v in header.items() if k != "__metadata__"}, sort_keys=True).encode() + content
+
+
+def figures(path: Path) -> bytes:
+    """The scores in results.json."""
+    return json.dumps({key: value for key, value in json.loads(path.read_text()).items() if "test images" in key or "FD" in key}).encode()
+
+
+RUN["sample"] = (["--density", "gmm:3", "--n", "3", "--out", "{out}.npz"], "{out}.npz", images)
+RUN["density"] = (["gaussian"], "{run}/densities/gaussian.safetensors", arrays_of)
+RUN["evaluate"] = (["--extractor", "pixels", "--n", "40", "--density", "gmm:3", "--metrics", "fd"], "{run}/results.json", figures)
+
+
+def of_run(file: str, command: str, sorts: dict[str, Mutations]) -> Callable[[Path], Kind]:
+    def prepare(folder: Path) -> Kind:
+        run, (arguments, output, content) = folder / "run", RUN[command]
+        expost("train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(run))
+        expost("density", str(run), "gmm:3", "--device", "cpu")
+        places = {"run": run, "out": folder / "out"}
+        filled = [argument.format(**places) for argument in arguments]
+        return Kind(run / file, [command, str(run), *filled, "--device", "cpu"], Path(output.format(**places)), content, sorts)
+
+    return prepare
+
+
+DESCRIPTION: dict[str, Mutations] = {
+    "bytes": random_bytes, "JSON values": json_values, "JSON values, no checksum": unsealed_values, "every field": every_value
+}  # fmt: skip
+TENSORS: dict[str, Mutations] = {"bytes": random_bytes, "header": tensor_headers, "header by hand, no checksum": tensor_lies}
+
 KINDS: dict[str, Callable[[Path], Kind]] = {
     "container": container("yu2020/bits-back"),
     "nested container": container("yu2020/bits-back-nested"),
+    "recipe": of_run("recipe.json", "sample", DESCRIPTION),
+    "recipe, density": of_run("recipe.json", "density", {name: DESCRIPTION[name] for name in ("JSON values", "JSON values, no checksum")}),
+    "recipe, evaluate": of_run("recipe.json", "evaluate", {"JSON values": json_values}),
+    "model": of_run("model.safetensors", "sample", TENSORS),
+    "model, evaluate": of_run("model.safetensors", "evaluate", {"bytes": random_bytes}),
+    "density": of_run("densities/gmm-3.safetensors", "sample", TENSORS),
 }
 
 

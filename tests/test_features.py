@@ -193,10 +193,13 @@ def test_cached_features_are_computed_once(tmp_path: Path) -> None:
     files = list((tmp_path / "features").iterdir())
     assert len(files) == 5
     assert all(f.suffix == ".safetensors" and not f.name.startswith(".") for f in files)
-    for file in files:
-        file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ValueError, match="cached features"):
-        cached_features(extractor, x, cache=tmp_path)
+    whole = {file: file.read_bytes() for file in files}
+    for damage in (lambda b: b[:50], lambda b: b"", lambda b: b[:-8] + bytes(8), lambda b: b[:-1] + bytes([b[-1] ^ 1])):
+        for file in files:
+            file.write_bytes(damage(whole[file]))
+        calls.clear()
+        assert torch.equal(cached_features(extractor, x, cache=tmp_path), first)
+        assert calls == [20], "what is damaged is made again"
 
 
 def test_content_hash_sees_values_shapes_and_dtypes_only() -> None:

@@ -7,15 +7,18 @@ kept for later (:func:`keep`, :func:`cached`) costs a :class:`NotKept` warning i
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import IO, Any, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -24,14 +27,18 @@ from expost.hashes import as_bytes, checksum
 from expost.schema import convert
 
 __all__ = [
-    "NotKept", "atomic", "cache_folder", "cached", "keep", "load_tensors", "read_checked", "read_json", "read_meta", "save_tensors",
-    "write_checked", "write_json", "write_text",
+    "NotKept", "Room", "atomic", "cache_folder", "cached", "is_sealed", "keep", "load_tensors", "read_checked", "read_json", "read_meta",
+    "save_tensors", "seal", "write_checked", "write_json", "write_text",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 STALE = 3600.0
 """Seconds after which a temporary file that nobody has written to was left by a process that was killed."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk answers."""
 
 
 class NotKept(UserWarning):
@@ -93,6 +100,51 @@ def cache_folder(*parts: str, root: str | Path | None = None) -> Path:
     with suppress(OSError):  # whoever writes there says it
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+class Room:
+    """Disk space in a folder, held for what will be written there later: by a file without a name, which ends with the process.
+
+    Raises:
+        OSError: there is not enough.
+    """
+
+    def __init__(self, folder: str | Path, size: int) -> None:
+        self.folder, self.size = Path(folder), 0
+        self._file: IO[bytes] | None = None
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open for as long as the space is held
+            self.resize(size)
+        except OSError as error:
+            self.release()
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from error
+
+    def resize(self, size: int) -> None:
+        """Hold more, if there is more, or less."""
+        assert self._file is not None
+        if size > self.size:
+            try:
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            except (AttributeError, OSError) as error:  # macOS has no such call, some file systems do not answer it
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
+                if shutil.disk_usage(self.folder).free < size - self.size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None
+        else:
+            self._file.truncate(size)
+        self.size = size
+
+    def release(self) -> None:
+        """Give everything back."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 @contextmanager
@@ -195,6 +247,29 @@ def read_checked(path: str | Path, what: str) -> Any:
     if not isinstance(found, dict) or "value" not in found or found.get("checksum") != checksum(json.dumps(found["value"]), {}):
         raise ValueError(f"{path} is damaged or is not {what}: delete it")
     return found["value"]
+
+
+def seal(path: str | Path) -> None:
+    """Append a CRC-32 of its content to a file whose format ends before its end, as numpy's does."""
+    with Path(path).open("r+b") as file:
+        crc = _crc(file, os.fstat(file.fileno()).st_size)
+        file.write(crc)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_sealed(path: str | Path) -> bool:
+    """Whether the content of a file is what :func:`seal` found."""
+    with Path(path).open("rb") as file:
+        return _crc(file, os.fstat(file.fileno()).st_size - 8) == file.read()
+
+
+def _crc(file: IO[bytes], size: int) -> bytes:
+    """CRC-32 of the next ``size`` bytes of a file, as text."""
+    crc = 0
+    while size > 0 and (block := file.read(min(size, 2**20))):
+        crc, size = zlib.crc32(block, crc), size - len(block)
+    return f"{crc:08x}".encode()
 
 
 #: The types of safetensors files that tensors here have.

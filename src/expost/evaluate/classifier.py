@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from expost.evaluate.features import Extractor, RandomNetwork, _moved, extract, images, rms_norm
 from expost.evaluate.networks import SmallConvNet
-from expost.files import cache_folder, load_tensors, save_tensors
+from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, state_hash
 from expost.seeds import generator, permutation, seeded
 
@@ -178,11 +178,13 @@ def classifier_extractor(
     data_hash = data_hash or content_hash(train_x, train_labels, test_x, test_labels)
     key = state_hash({}, {"data": data_hash, "recipe": asdict(recipe), "version": VERSION, "n": [len(train_x), len(test_x)]})
     path = cache_folder("classifiers", root=cache) / file_name(name, key)
-    if path.exists():
-        return TrainedClassifier.load(path)
-    trained = _train(f"classifier-{name}", train_x, train_labels, test_x, test_labels, data_hash, recipe, progress or (lambda _: None))
-    trained.save(path)
-    return trained
+    say = progress or (lambda _: None)
+    return cached(
+        path,
+        TrainedClassifier.load,
+        lambda: _train(f"classifier-{name}", train_x, train_labels, test_x, test_labels, data_hash, recipe, say),
+        lambda file, trained: trained.save(file),
+    )
 
 
 def default_extractor(

@@ -23,7 +23,7 @@ from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.evaluate.gather import Processes
 from expost.evaluate.sets import ArraySet, FolderSet, ImageSet, InMemory, set_features, set_statistics
 from expost.evaluate.suite import GROUPS, MEMORY, Reference, check_groups, measure, placed
-from expost.files import cache_folder, load_tensors, save_tensors
+from expost.files import Room, cache_folder, cached, is_sealed, keep, load_tensors, save_tensors, seal
 from expost.hashes import content_hash
 from expost.results import Result
 from expost.seeds import permutation, seed_from
@@ -202,19 +202,19 @@ def _statistics(extractor: Extractor, images: ImageSet, device: torch.device | s
     facts = {"extractor": extractor.identity, "images": f"{key} {len(images)} {images.shape}"}
     name = hashlib.sha256(" ".join(facts.values()).encode()).hexdigest()[:24]
     path = cache_folder("moments", root=cache) / f"{name}.safetensors"
-    kept: FeatureStats | None = None
-    if path.is_file():
-        try:
-            tensors, found = load_tensors(path, "cached moments of features")
-            kept = FeatureStats(int(tensors["n"]), tensors["mean"], tensors["scatter"]) if found == facts else None
-        except (ValueError, KeyError):  # damaged: made again
-            pass
-    if processes.agreed(kept is not None) and kept is not None:
-        return kept
-    made = set_statistics(extractor, images, device=device)
-    if processes.rank == 0:
-        save_tensors(path, {"n": torch.tensor(made.n), "mean": made.mean, "scatter": made.scatter}, facts)
-    return made
+
+    def read(file: Path) -> FeatureStats | None:
+        tensors, found = load_tensors(file, "cached moments of features")
+        return FeatureStats(int(tensors["n"]), tensors["mean"], tensors["scatter"]) if found == facts else None
+
+    return cached(
+        path,
+        read,
+        lambda: set_statistics(extractor, images, device=device),
+        lambda file, made: save_tensors(file, {"n": torch.tensor(made.n), "mean": made.mean, "scatter": made.scatter}, facts),
+        agreed=processes.agreed,
+        main=processes.rank == 0,
+    )
 
 
 def _features(extractor: Extractor, images: ImageSet, device: torch.device | str | None, cache: str | Path | None) -> Tensor:
@@ -224,16 +224,26 @@ def _features(extractor: Extractor, images: ImageSet, device: torch.device | str
         return set_features(extractor, images, device=device)
     name = hashlib.sha256(f"{extractor.identity} {key} {len(images)} {images.shape}".encode()).hexdigest()[:24]
     path = cache_folder("features", root=cache) / f"{name}.npy"
-    kept: np.ndarray | None = None
-    if path.is_file():
-        try:
-            kept = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (ValueError, EOFError, OSError):  # damaged: made again
-            pass
-    good = kept is not None and kept.shape == (len(images), extractor.dim) and kept.dtype == np.float32
-    if Processes().agreed(good) and kept is not None:
-        return torch.from_numpy(kept)
-    return set_features(extractor, images, device=device, out=path)
+    shape, processes = (len(images), extractor.dim), Processes()
+
+    def read(file: Path) -> Tensor | None:
+        kept = np.load(file, mmap_mode="c", allow_pickle=False) if is_sealed(file) else None
+        return torch.from_numpy(kept) if kept is not None and kept.shape == shape and kept.dtype == np.float32 else None
+
+    def make() -> Tensor:
+        room = processes.rank > 0
+        if not room:
+            with keep(path.parent), Room(path.parent, 4 * len(images) * extractor.dim):
+                room = True
+        if not processes.agreed(room):
+            return set_features(extractor, images, device=device)
+        made = set_features(extractor, images, device=device, out=path)  # written as they are computed
+        if processes.rank == 0:
+            with keep(path.parent):
+                seal(path)
+        return made
+
+    return cached(path, read, make, lambda file, made: None, agreed=processes.agreed)
 
 
 def _key(images: ImageSet) -> str | None:

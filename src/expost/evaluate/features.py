@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from expost.devices import choose_device
 from expost.evaluate.networks import SmallConvNet
-from expost.files import cache_folder, load_tensors, save_tensors
+from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, state_hash
 from expost.seeds import permutation, seeded
 from expost.tensors import check_finite
@@ -146,15 +146,19 @@ def cached_features(
     key = f"{data_hash or content_hash(x)}/{'x'.join(map(str, x.shape))}"
     path = cache_folder("features", root=cache) / file_name(extractor.name, extractor.hash, hashlib.sha256(key.encode()).hexdigest()[:16])
     facts = {"extractor": extractor.identity, "data": key}
-    if path.exists():
-        tensors, found = load_tensors(path, "cached features")
-        f = tensors.get("features")
-        if found == facts and f is not None and f.shape == (len(x), extractor.dim):
-            return f
-        raise ValueError(f"{path} holds other features than its name says: delete it and let it be made again")
-    f = extract(extractor, x, batch_size=batch_size, device=device)
-    save_tensors(path, {"features": f}, facts)
-    return f
+
+    def read(file: Path) -> Tensor | None:
+        tensors, found = load_tensors(file, "cached features")
+        f = tensors["features"]
+        fits = found == facts and f.shape == (len(x), extractor.dim) and f.dtype == torch.float32 and bool(f.isfinite().all())
+        return f if fits else None
+
+    return cached(
+        path,
+        read,
+        lambda: extract(extractor, x, batch_size=batch_size, device=device),
+        lambda file, f: save_tensors(file, {"features": f}, facts),
+    )
 
 
 def rms_norm(features: Tensor) -> float:

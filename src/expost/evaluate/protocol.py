@@ -37,7 +37,7 @@ from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.quirks import Quirks
 from expost.evaluate.sets import Generated, ImageSet, InMemory, Mapped, set_features
 from expost.evaluate.suite import COPYING, QUALITY, Reference, check_groups, measure
-from expost.files import cache_folder, read_json, write_json
+from expost.files import cache_folder, cached, read_checked, write_checked
 from expost.hashes import content_hash
 from expost.identity import code_hash
 from expost.results import Result, Table, format_number
@@ -266,25 +266,24 @@ def _controls(
     sets = control_sets(val, train, n, seed=seed)
     parts = [extractor.identity, reference.key, *groups, n, seed, *(content_hash(sets[c]) for c in CONTROLS), metrics_code()]
     path = cache_folder("controls", root=cache) / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.json"
-    saved = _saved(path)
     processes = Processes()
-    if processes.agreed(saved is not None) and saved is not None:
-        return {row: {m: Result.from_json(r) for m, r in results.items()} for row, results in saved.items()}
-    made = {}
-    for row, images in sets.items():
-        features = set_features(extractor, images, device=device)
-        made[f"control: {row}"] = measure(features, reference, name=row, groups=groups, seed=seed)
-    if processes.rank == 0:
-        write_json(path, {row: {m: r.to_json() for m, r in results.items()} for row, results in made.items()})
-    return made
 
+    def make() -> dict[str, dict[str, Result]]:
+        return {
+            f"control: {row}": measure(set_features(extractor, images, device=device), reference, name=row, groups=groups, seed=seed)
+            for row, images in sets.items()
+        }
 
-def _saved(path: Path) -> Any:
-    """The JSON of a cache file, or None where there is none that can be read: it is then made again."""
-    try:
-        return read_json(path, "cached controls") if path.is_file() else None
-    except ValueError:
-        return None
+    return cached(
+        path,
+        lambda file: {
+            row: {m: Result.from_json(r) for m, r in results.items()} for row, results in read_checked(file, "cached controls").items()
+        },
+        make,
+        lambda file, made: write_checked(file, {row: {m: r.to_json() for m, r in results.items()} for row, results in made.items()}),
+        agreed=processes.agreed,
+        main=processes.rank == 0,
+    )
 
 
 @remembered

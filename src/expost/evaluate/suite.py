@@ -41,7 +41,7 @@ from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, 
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.precision_recall import prd
 from expost.evaluate.search import MEMORY, nearest
-from expost.files import cache_folder, load_tensors, save_tensors
+from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name
 from expost.identity import code_hash
 from expost.results import Result
@@ -123,16 +123,17 @@ class Reference:
         name = hashlib.sha256(f"{self.key} {code}".encode()).hexdigest()[:16]
         path = cache_folder("neighbours", root=self.cache) / file_name(self.extractor.replace("@", "-"), name)
         facts = {"real": self.key, "code": code}
-        if path.is_file():
-            try:
-                tensors, found = load_tensors(path, "cached distances between real images")
-                if found == facts:
-                    return RealNeighbours.from_tensors(tensors)
-            except ValueError:  # damaged: made again
-                pass
-        made = RealNeighbours.of(self.test, self.train, memory=self.memory)
-        save_tensors(path, made.tensors(), facts)
-        return made
+
+        def read(file: Path) -> RealNeighbours | None:
+            tensors, found = load_tensors(file, "cached distances between real images")
+            return RealNeighbours.from_tensors(tensors) if found == facts else None
+
+        return cached(
+            path,
+            read,
+            lambda: RealNeighbours.of(self.test, self.train, memory=self.memory),
+            lambda file, made: save_tensors(file, made.tensors(), facts),
+        )
 
     def cells(self, seed: int) -> Tensor:
         """Centres of the cells of C_T, k-means of the training features."""
