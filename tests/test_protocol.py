@@ -15,6 +15,7 @@ from expost.evaluate.frechet import frechet_distance
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.protocol import INTERPOLATIONS, Scores, score
 from expost.evaluate.quirks import Quirks
+from expost.files import read_checked, write_checked
 from expost.mean_stage import MeanStage
 from expost.training import Training
 from toys import convolutional, pictures
@@ -82,7 +83,12 @@ def test_controls_are_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(protocol, "control_sets", lambda *a, **k: asked.append(1) or real(*a, **k))
     assert scored(tmp_path).rows["control: training images"] == first.rows["control: training images"]
     assert len(list((tmp_path / "controls").iterdir())) == 1
-    file.write_text(file.read_text().replace('"value": ', '"value": 1'))  # what is kept is what is read
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"1", b"2", 1))
+    assert scored(tmp_path).rows["control: training images"] == first.rows["control: training images"]
+    assert file.read_bytes() == whole, "what is damaged is made again"
+    other = json.loads(json.dumps(read_checked(file, "controls")).replace('"value": ', '"value": 1'))
+    write_checked(file, other)  # what is kept is what is read
     assert scored(tmp_path).rows["control: training images"] != first.rows["control: training images"]
     assert asked  # their content names the file
     monkeypatch.setattr(protocol, "metrics_code", lambda: "another version")

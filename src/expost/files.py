@@ -65,7 +65,7 @@ def _not_kept(why: str) -> None:
 
 def cached(
     path: Path,
-    read: Callable[[Path], T],
+    read: Callable[[Path], T | None],
     make: Callable[[], T],
     write: Callable[[Path, T], None],
     *,
