@@ -17,6 +17,7 @@ from expost.evaluate.comparison import compare, image_set
 from expost.evaluate.features import Pixels, extract
 from expost.evaluate.frechet import frechet_distance
 from expost.evaluate.sets import ArraySet, FolderSet
+from expost.files import NotKept
 from expost.report import grid, save_picture
 from toys import pictures
 
@@ -153,10 +154,15 @@ def test_a_cache_knows_how_files_are_read_and_survives_damage(sets: dict[str, Pa
     small, cut = (FolderSet(sets["folder"], size=4, **crop) for crop in ({}, {"crop": 6}))
     first = compare(small, small, **options)["generated"]["KID"]  # type: ignore[arg-type]
     assert compare(cut, small, **options)["generated"]["KID"].value != first.value  # type: ignore[arg-type]
-    files = sorted((tmp_path / "c" / "features").iterdir())
-    files[0].write_bytes(b"")
-    files[1].write_bytes(files[1].read_bytes()[:200])
-    assert compare(a, b, **options)["generated"]["FD"].value > 0.1  # type: ignore[arg-type]
+    whole = compare(a, b, **options)["generated"]  # type: ignore[arg-type]
+    kept_files = {file: file.read_bytes() for file in (tmp_path / "c" / "features").iterdir()}
+    for damage in (lambda kept: b"", lambda kept: kept[:200], lambda kept: kept[:128] + bytes(len(kept) - 128), lambda kept: kept[:-9]):
+        for file, kept in kept_files.items():  # zeros are what a power cut leaves
+            file.write_bytes(damage(kept))
+        assert compare(a, b, **options)["generated"] == whole  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(NotKept, match="not kept"):
+        assert compare(a, b, **options | {"cache": tmp_path / "file"})["generated"] == whole  # type: ignore[arg-type, operator]
     moments = {**options, "groups": ("fd",)}
     expected = compare(a, b, **moments)["generated"]["FD"].value  # type: ignore[arg-type]
     for file in (tmp_path / "c" / "moments").iterdir():

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from typing import TypedDict
 
+import numpy as np
 import pytest
 import torch
 
-from expost.files import atomic, cache_folder, load_tensors, read_json, save_tensors, write_json, write_text
+from expost.files import (
+    NotKept,
+    Room,
+    atomic,
+    cache_folder,
+    cached,
+    is_sealed,
+    load_tensors,
+    read_checked,
+    read_json,
+    read_meta,
+    save_tensors,
+    seal,
+    write_checked,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -154,3 +175,155 @@ def test_cache_folder(tmp_path, monkeypatch):
     assert (tmp_path / "a" / "b").is_dir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder("c") == tmp_path / "xdg" / "expost" / "c"
+
+
+# ---------------------------------------------------------------- accidents
+
+
+def test_every_damage_is_noticed(tmp_path):
+    """300 random accidents: a sentence, or what was written."""
+    path, draws = tmp_path / "t.safetensors", random.Random(0)
+    tensors, meta = {"a": torch.randn(40), "b": torch.arange(9).reshape(3, 3)}, {"step": 3, "text": "x" * 30}
+    save_tensors(path, tensors, meta)
+    whole, noticed = path.read_bytes(), 0
+    for _ in range(300):
+        at, length = draws.randrange(len(whole)), draws.randint(1, 20)
+        noise = draws.randbytes(length)
+        bit = bytes([whole[at] ^ 1 << draws.randrange(8)])
+        path.write_bytes(
+            whole[:at] + draws.choice([bit + whole[at + 1 :], noise + whole[at + length :], noise + whole[at:], whole[at + length :], b""])
+        )
+        try:
+            loaded, found = load_tensors(path, "tensors")
+        except ValueError:
+            noticed += 1
+            continue
+        assert found == meta
+        assert loaded.keys() == tensors.keys()
+        assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert noticed > 290
+
+
+def test_older_files_have_no_checksum(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(2)}, tmp_path / "t.safetensors", {"expost": '{"a": 1}'})
+    assert load_tensors(tmp_path / "t.safetensors", "tensors")[1] == {"a": 1}
+
+
+@pytest.mark.parametrize("said", ["null", "[]", "5", '{"step": "x"}', "{}", "[" * 5000, "{", '{"step": ' + "9" * 5000 + "}"])
+def test_metadata_are_what_is_declared(tmp_path, said):
+    from safetensors.torch import save_file
+
+    class Step(TypedDict):
+        step: int
+
+    save_file({"x": torch.ones(2)}, tmp_path / "t.safetensors", {"expost": said})
+    for read in (load_tensors, read_meta):
+        with pytest.raises(ValueError, match="is not a state") as error:
+            read(tmp_path / "t.safetensors", "a state", meta=Step)
+        one_sentence(error)
+
+
+def test_content_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *a: done.append("fsync") or fsync(*a))
+    monkeypatch.setattr(os, "replace", lambda *a: done.append("replace") or replace(*a))
+    write_text(tmp_path / "a.txt", "x")
+    assert done == ["fsync", "replace", "fsync"], "the file, then its name, then the folder"
+    write_text(tmp_path / "a.txt", "x", durable=False)
+    assert done[3:] == ["replace"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    for _ in range(2):
+        with atomic(tmp_path / "a.txt") as left:
+            left.write_text("half")
+        (tmp_path / "a.txt").rename(left)  # as if the process had died within the block
+    assert len(names(tmp_path)) == 2, "they may be another's, at work"
+    for left in (*tmp_path.iterdir(), tmp_path / ".a.txt.mine.tmp.txt"):
+        left.touch()
+        os.utime(left, (1, 1))
+    write_text(tmp_path / "a.txt", "x")
+    assert names(tmp_path) == [".a.txt.mine.tmp.txt", "a.txt"]
+
+
+@contextmanager
+def small_disk(size):
+    """Files of this process may have so many bytes: as on a full disk, without one."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path):
+    tensors, text = tmp_path / "t.safetensors", tmp_path / "a.txt"
+    save_tensors(tensors, {"x": torch.ones(3)})
+    write_text(text, "old")
+    for path, write in (
+        (tensors, lambda: save_tensors(tensors, {"x": torch.zeros(5000)})),
+        (text, lambda: write_text(text, "new" * 5000)),
+        (tmp_path, lambda: Room(tmp_path, 10**4)),
+    ):
+        with small_disk(4096), pytest.raises(OSError, match="too large") as error:
+            write()
+        assert error.value.filename == str(path)
+    assert load_tensors(tensors, "x")[0]["x"].tolist() == [1, 1, 1]
+    assert text.read_text() == "old"
+    assert names(tmp_path) == ["a.txt", "t.safetensors"]
+
+
+def test_room_is_held_and_given_back(tmp_path):
+    with Room(tmp_path, 2**22) as room:
+        held = room._file.fileno()
+        assert os.fstat(held).st_blocks * 512 >= 2**22
+        room.resize(2**20)
+        assert 2**20 <= os.fstat(held).st_blocks * 512 < 2**21
+        assert names(tmp_path) == [], "it ends with the process, however that ends"
+    with pytest.raises(OSError, match="No space left") as error:
+        Room(tmp_path, 2**60)
+    assert error.value.filename == str(tmp_path)
+
+
+def test_what_cannot_be_kept_costs_a_warning(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    path = cache_folder("a", root=tmp_path / "file") / "b.json"
+    for _ in range(2):
+        with pytest.warns(NotKept, match="not kept: .*because a part of its path is a file"):
+            assert cached(path, lambda p: read_json(p, "x"), lambda: [1], write_json) == [1]
+    with small_disk(1), pytest.warns(NotKept, match=f"not kept: {tmp_path} cannot be written \\(file too large\\)"):
+        assert cached(tmp_path / "b.json", lambda p: read_json(p, "x"), lambda: [1], write_json) == [1]
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    path, made = tmp_path / "b.json", []
+
+    def value():
+        return cached(path, lambda p: read_checked(p, "x"), lambda: made.append(1) or {"a": 1.5}, write_checked)
+
+    assert value() == value() == {"a": 1.5}
+    assert made == [1]
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-5], whole.replace(b"1.5", b"2.5"), b"[]", b"null", b"[" * 5000, b"\xff", b'{"value": 3}'):
+        path.write_bytes(damaged)
+        made.clear()
+        assert value() == {"a": 1.5}
+        assert made == [1]
+        assert path.read_bytes() == whole
+
+
+def test_a_sealed_file_is_as_it_was(tmp_path):
+    path = tmp_path / "f.npy"
+    np.save(path, np.arange(5.0))
+    assert not is_sealed(path)
+    seal(path)
+    assert is_sealed(path)
+    assert np.load(path, mmap_mode="c").tolist() == [0, 1, 2, 3, 4]
+    whole = path.read_bytes()
+    for damaged in (bytes(len(whole)), whole[:-8] + bytes(8), whole[:-9] + whole[-8:], whole + b"x", whole[:9], b""):
+        path.write_bytes(damaged)
+        assert not is_sealed(path), "zeros are what a power cut leaves"

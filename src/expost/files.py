@@ -37,8 +37,8 @@ STALE = 3600.0
 """Seconds after which a temporary file that nobody has written to was left by a process that was killed."""
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a full disk answers."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk answers, or one of which the user may not use more."""
 
 
 class NotKept(UserWarning):
@@ -123,13 +123,13 @@ class Room:
         """Hold more, if there is more, or less."""
         assert self._file is not None
         if size > self.size:
+            if shutil.disk_usage(self.folder).free < size - self.size:  # asked for more, a file system may first give all that it has
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
             try:
                 os.posix_fallocate(self._file.fileno(), 0, size)
             except (AttributeError, OSError) as error:  # macOS has no such call, some file systems do not answer it
                 if isinstance(error, OSError) and error.errno in FULL:
                     raise
-                if shutil.disk_usage(self.folder).free < size - self.size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from None
         else:
             self._file.truncate(size)
         self.size = size
