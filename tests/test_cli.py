@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,6 +274,55 @@ def test_nothing_that_exists_is_replaced_unasked(coder_folder: Path, tmp_path: P
     assert main(["decompress", str(file), "-o", str(source)]) == 2
     assert source.read_bytes() == before
     assert main(["decompress", str(file), "-o", str(source), "--force"]) == 0
+
+
+def test_what_another_process_wrote_meanwhile_stays_and_rates_are_shown(
+    coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import expost.codec
+
+    file, out = tmp_path / "a.xpz", tmp_path / "b.npz"
+    compress = ["compress", str(coder_folder), "--n", "3", "--no-peers", "-o", str(file)]
+
+    def first(path: Path, function: Any) -> Any:
+        """The function, after somebody else has written the file."""
+
+        def run(*arguments: Any, **more: Any) -> Any:
+            path.write_text("of another process")
+            return function(*arguments, **more)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(expost.codec, "write_compressed", first(file, expost.codec.write_compressed))
+        assert main(compress) == 2
+        shown = capsys.readouterr()
+        assert "-ELBO of these images" in shown.out
+        assert "exactly the same" not in shown.out
+        assert "a.xpz exists: choose another name with -o, or replace it with --force" in shown.err
+        assert file.read_text() == "of another process"
+        assert main([*compress, "--force"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(expost.codec, "decompress", first(out, expost.codec.decompress))
+        assert main(["decompress", str(file), "-o", str(out)]) == 2
+        assert "b.npz exists" in capsys.readouterr().err
+        assert out.read_text() == "of another process"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    out.unlink()
+    for owner, name, command in (
+        (Path, "write_bytes", [*compress, "--force"]),
+        (np, "savez_compressed", ["decompress", str(file), "-o", str(out)]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            assert main(command) == 2
+        shown = capsys.readouterr()
+        assert ("-ELBO of these images" in shown.out) == (command[0] == "compress")
+        assert f"cannot read or write {command[-1 if command[0] == 'decompress' else -2]}: no space left on device; free space" in shown.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.xpz"]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from typing import TypedDict
@@ -22,6 +24,7 @@ from expost.files import (
     atomic,
     cache_folder,
     cached,
+    check_output,
     is_sealed,
     load_tensors,
     read_checked,
@@ -62,6 +65,57 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_writers_the_first_stays(tmp_path, monkeypatch, links):
+    path, together, outcomes = tmp_path / "a.txt", threading.Barrier(4), []
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+
+    def write(number: int) -> None:
+        try:
+            with atomic(path, replace=False) as temporary:
+                temporary.write_text(str(number))
+                together.wait()
+            outcomes.append(number)
+        except FileExistsError as error:
+            outcomes.append(error.filename)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert outcomes.count(str(path)) == 3
+    assert int(path.read_text()) in outcomes
+    assert names(tmp_path) == ["a.txt"]
+    with pytest.raises(FileExistsError), atomic(path, replace=False):
+        pass
+    write_text(path, "replaced")
+    assert path.read_text() == "replaced"
+
+
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    check_output(tmp_path / "new" / "folders" / "a.txt")
+    check_output(tmp_path / "file")
+    for path, sentence in {
+        tmp_path: "is a folder",
+        tmp_path / "file" / "a.txt": "file is a file: choose another folder",
+        tmp_path / "pipe": "is a device or a pipe",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            check_output(path)
+    with pytest.raises(ValueError, match=r"has room for .* bytes: free space there"):
+        check_output(tmp_path / "a.txt", 2**70)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="is read-only: choose another folder"):
+        check_output(tmp_path / "new" / "a.txt")
+    assert names(tmp_path) == ["file", "pipe"]
 
 
 def test_written_files_have_ordinary_permissions(tmp_path):

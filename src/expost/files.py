@@ -27,7 +27,7 @@ from expost.hashes import as_bytes, checksum
 from expost.schema import convert
 
 __all__ = [
-    "NotKept", "Room", "atomic", "cache_folder", "cached", "is_sealed", "keep", "load_tensors", "read_checked", "read_json", "read_meta",
+    "NotKept", "Room", "atomic", "cache_folder", "cached", "check_output", "is_sealed", "keep", "load_tensors", "read_checked", "read_json", "read_meta",
     "save_tensors", "seal", "write_checked", "write_json", "write_text",
 ]  # fmt: skip
 
@@ -148,12 +148,13 @@ class Room:
 
 
 @contextmanager
-def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic(path: str | Path, *, durable: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, remove it if not.
 
     Args:
         durable: wait until the content is on the disk. Without that a power cut may leave an empty file: for what is written often and
             can be made again.
+        replace: an existing file. Without it ``FileExistsError``, also if another process wrote the file meanwhile: what was first stays.
 
     Raises:
         OSError: named after ``path``, whatever part of the writing failed.
@@ -176,7 +177,7 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         if durable:
             _sync(temporary)
-        os.replace(temporary, path)
+        (os.replace if replace else _rename_first)(temporary, path)
         if durable:
             with suppress(OSError):  # not every system can
                 _sync(path.parent)
@@ -189,6 +190,36 @@ def atomic(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _rename_first(temporary: Path, path: Path) -> None:
+    """Rename, or ``FileExistsError`` if there is a file of that name: one step, so that of two processes one succeeds."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
+
+
+def check_output(path: str | Path, size: int = 1) -> None:
+    """``ValueError`` now for what writing ``path`` after hours of work would end in: a folder, a read-only place, less room than ``size`` bytes."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file")
+    if os.path.exists(path) and not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe, which cannot be written whole or not at all: give the name of a file")
+    folder = next(p for p in path.absolute().parents if os.path.exists(p))
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written, because {folder} is a file: choose another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written, because {folder} is read-only: choose another folder")
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ValueError(
+            f"{path} cannot be written, because {folder} has room for {free} bytes: free space there, or choose another folder"
+        )
 
 
 def _sync(path: Path) -> None:

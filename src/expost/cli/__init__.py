@@ -9,6 +9,7 @@ to programs ended by a closed pipe.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -114,5 +115,9 @@ def sentence(error: Exception) -> str:
 
     said = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        said = f"cannot read or write {error.filename}: {error.strerror.lower()}; check the path"
+        remedy = {
+            errno.ENOSPC: "free space there, or choose another folder", errno.EDQUOT: "free space there, or choose another folder",
+            errno.EROFS: "choose a folder that can be written", errno.EEXIST: "choose another name",
+        }.get(error.errno or 0, "check the path")  # fmt: skip
+        said = f"cannot read or write {error.filename}: {error.strerror.lower()}; {remedy}"
     return printable(" ".join(said.split()), 4000)

@@ -61,7 +61,7 @@ class Compress(OpensRun):
         from expost.results import Table
 
         out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")
-        refuse_existing(out, self.force)
+        check_free(out, self.force)
         density = as_prior(self.density)
         model = load_model(self.folder, density=density, device="cpu", code=self.code)
         x = self._images()
@@ -72,8 +72,11 @@ class Compress(OpensRun):
             )
         origin = {"run": str(self.folder), "density": density}
         compressed = compress(model, x, batch_size=self.batch, seed=self.seed, origin=origin)
-        start = time.perf_counter()
-        write_compressed(out, compressed, model, x, verify=self.verify)
+        start, failed = time.perf_counter(), None
+        try:
+            write_compressed(out, compressed, model, x, verify=self.verify, replace=self.force)
+        except OSError as error:  # the rates are shown nevertheless: they took longer than the file
+            failed = error
         decoding = time.perf_counter() - start
         elbo = negative_elbo(model, x, seed=self.seed) / compressed.dims
         table = Table(("what", "bits/dim", "bytes"), title=f"{len(x)} images of {tuple(x.shape[1:])}, {self.folder}")
@@ -83,7 +86,7 @@ class Compress(OpensRun):
         for name, rate in rates.items():
             table.add(name, rate, round(rate * whole))
         speed = f"{len(x) / compressed.seconds:.1f} images/s compressing"
-        if self.verify:
+        if self.verify and failed is None:
             speed += f", {len(x) / decoding:.1f} decompressing; read back from the file and decoded: every image exactly the same"
         ratio = compressed.net_rate / float(elbo.mean())
         table.notes += [speed, f"net rate / -ELBO = {ratio:.4f}; the seed is {compressed.seed_bits} bits"]
@@ -92,11 +95,18 @@ class Compress(OpensRun):
                 "the net rate is far from -ELBO: the images are few, or values lie so far in the tails of p(x | z) or p(z) that the coder's "
                 "least probability, 2^-24, was used: train longer, or choose a prior that fits"
             )
-        print(table)
+        print(table, flush=True)
+        if isinstance(failed, FileExistsError):
+            raise _exists(out) from None
+        if failed is not None:
+            raise failed
         print(f"wrote {out}, {len(compressed.data)} bytes", flush=True)
         if self.images is None:
             key = f"compression of {self.split or 'test'}, {len(x)} images{', binarised' if self.binarise else ''}, {density}"
-            RunFolder.at(self.folder).add_results(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
+            try:
+                RunFolder.at(self.folder).add_results(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
+            except OSError as error:
+                print(f"note: these rates are not kept in {self.folder}: {error.strerror}")
 
     def _images(self) -> Tensor:
         if self.images is not None:
@@ -120,10 +130,17 @@ class Compress(OpensRun):
         return x
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Nothing that exists is replaced unasked: it may be the only copy."""
-    if path.exists() and not force:
-        raise ValueError(f"{path} exists: choose another name with -o, or replace it with --force")
+def check_free(path: Path, force: bool, size: int = 1) -> None:
+    """Before the work: nothing that exists is replaced unasked, since it may be the only copy; and the file can be written."""
+    from expost.files import check_output
+
+    if os.path.lexists(path) and not force and not path.is_dir():
+        raise _exists(path)
+    check_output(path, size)
+
+
+def _exists(path: Path) -> ValueError:
+    return ValueError(f"{path} exists: choose another name with -o, or replace it with --force")
 
 
 @dataclass
@@ -153,10 +170,10 @@ class Decompress(OpensModel):
         from expost.schema import printable
 
         out = self.out or Path(f"{self.file.stem}.npz")
-        refuse_existing(out, self.force)
         if not self.file.is_file():
             raise ValueError(f"{self.file} does not exist: check the path")
         data = self.file.read_bytes()
+        check_free(out, self.force, len(data))
         origin = unpack(data, str(self.file)).header.origin
         folder = self.run_folder or (Path(origin["run"]) if "run" in origin else None)
         if folder is None or not os.path.isfile(folder / "recipe.json"):  # Path.is_file() raises for names that are too long
@@ -177,6 +194,9 @@ class Decompress(OpensModel):
         start = time.perf_counter()
         images = decompress(model, data, name=str(self.file))
         seconds = time.perf_counter() - start
-        with atomic(out) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, images=images.numpy())
+        try:
+            with atomic(out, replace=self.force) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, images=images.numpy())
+        except FileExistsError:  # since the work began
+            raise _exists(out) from None
         print(f"wrote {len(images)} images to {out} ({len(images) / seconds:.1f} images/s)", flush=True)

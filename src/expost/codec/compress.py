@@ -195,10 +195,21 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
 
 
 def write_compressed(
-    path: str | Path, compressed: Compressed, model: Autoencoder, x: Tensor, *, verify: bool = True, progress: bool | None = None
+    path: str | Path,
+    compressed: Compressed,
+    model: Autoencoder,
+    x: Tensor,
+    *,
+    verify: bool = True,
+    replace: bool = True,
+    progress: bool | None = None,
 ) -> None:
-    """Write the file whole or not at all; with ``verify`` it is read back and decoded first, and must give the very images."""
-    with atomic(path) as temporary:
+    """Write the file whole or not at all; with ``verify`` it is read back and decoded first, and must give the very images.
+
+    Args:
+        replace: an existing file; without it ``FileExistsError``.
+    """
+    with atomic(path, replace=replace) as temporary:
         temporary.write_bytes(compressed.data)
         if verify:
             back = decompress(model, temporary.read_bytes(), name=str(path), progress=progress)
@@ -219,7 +230,7 @@ def read_compressed(path: str | Path, model: Autoencoder, *, progress: bool | No
 def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed: int = 0) -> Tensor:
     """-ELBO of each image in bits with one sample at every level, (n,) float64: the length that bits-back coding has in expectation."""
     parts: list[Tensor] = []
-    with evaluating(model), seeded("negative_elbo", seed):
+    with evaluating(model), seeded("negative_elbo", seed), Bar(len(x), what="-ELBO") as bar:
         for batch in batches(x, batch_size):
             nats, value, density = torch.zeros(len(batch), dtype=torch.float64), unit(batch.to(model.device)), model
             while isinstance(density, Autoencoder | SecondStage):
@@ -233,6 +244,7 @@ def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed:
                 value, density = z, inner.prior  # type: ignore[assignment]
             assert density is not None
             parts.append(nats - density().log_prob(value).double().cpu())
+            bar.update(sum(map(len, parts)))
     return torch.cat(parts) / float(np.log(2))
 
 
