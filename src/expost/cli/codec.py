@@ -57,6 +57,7 @@ class Compress(OpensRun):
 
         from expost.checkpoint import RunFolder
         from expost.codec import compress, general_purpose, negative_elbo, write_compressed
+        from expost.files import keep
         from expost.recipes.runs import as_prior, load_model
         from expost.results import Table
 
@@ -103,10 +104,8 @@ class Compress(OpensRun):
         print(f"wrote {out}, {len(compressed.data)} bytes", flush=True)
         if self.images is None:
             key = f"compression of {self.split or 'test'}, {len(x)} images{', binarised' if self.binarise else ''}, {density}"
-            try:
+            with keep(RunFolder.at(self.folder).results_file):
                 RunFolder.at(self.folder).add_results(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
-            except OSError as error:
-                print(f"note: these rates are not kept in {self.folder}: {error.strerror}")
 
     def _images(self) -> Tensor:
         if self.images is not None:
@@ -183,9 +182,8 @@ class Decompress(OpensModel):
             options = shlex.join(["--run", str(folder), *named])
             raise ValueError(f"{self.file} names a run that names code, and no file is followed to code: if you trust it, add {options}")
         density = origin.get("density", "prior")
-        if density != "prior" and not os.path.isfile(
-            RunFolder.existing(folder).density_file(density)
-        ):  # before anything of its size is made
+        fitted = RunFolder.existing(folder).density_file(density)
+        if density != "prior" and (Path(density).name != density or not os.path.isfile(fitted)):  # before anything of its size is made
             again = printable(shlex.join(["expost", "density", str(folder), density]))
             raise ValueError(
                 f"{self.file} needs a prior that {folder} does not hold: fit it with `{again}`, or give another run with --run"
