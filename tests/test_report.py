@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from expost.report import Section, grid, save_panels, save_picture, write_page
+from expost.recipes.strips import Strips
+from expost.report import Section, colours, grid, save_panels, save_picture, write_page
+from expost.report.figures import strip_sections
 from expost.results import Table
 
 
@@ -18,8 +20,26 @@ def test_grid_places_every_image() -> None:
     assert (sheet[:, 0:4, 0:4] == 0).all()
     assert (sheet[:, 5:9, 10:14] == 5).all()
     assert (sheet[:, 4] == 255).all()
-    with pytest.raises(ValueError, match="1 or 3 channels"):
-        grid(torch.zeros(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 16])
+def test_images_of_any_number_of_channels_are_drawn_and_it_is_said_how(tmp_path: Path, channels: int) -> None:
+    images = torch.arange(channels, dtype=torch.uint8).add(1)[:, None, None].expand(2, channels, 4, 4)
+    assert grid(images, gap=0)[:, 0, 0].tolist() == {1: [1, 1, 1], 2: [1, 2, 0]}.get(channels, [1, 2, 3])
+    assert bool(colours(channels)) == (channels not in (1, 3))
+    (section,) = strip_sections(tmp_path, [Strips("s", "title", "caption", {"row": images})])
+    assert section.pictures == [tmp_path / "s.png"]
+    assert ("Pictures show" in " ".join(section.text)) == (channels not in (1, 3))
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_note(tmp_path: Path) -> None:
+    (section,) = strip_sections(tmp_path, [Strips("s", "title", "caption", {"row": torch.empty(0, 1, 4, 4)})])
+    assert section.pictures == []
+    assert "no picture" in section.text[-1]
+    with pytest.raises(ValueError, match=r"a.xyz: pictures are written as .png"):
+        save_picture(tmp_path / "a.xyz", grid(torch.rand(1, 1, 4, 4)))
+    save_picture(tmp_path / "a.jpg", grid(torch.rand(1, 1, 4, 4)))
+    assert (tmp_path / "a.jpg").read_bytes().startswith(b"\xff\xd8")
 
 
 def test_floats_are_clipped_and_rounded() -> None:

@@ -19,7 +19,7 @@ from expost.conditional import Conditional
 from expost.density.base import Codes, Density
 from expost.distributions import Marginal, point
 from expost.seeds import seeded
-from expost.tensors import batches, unit
+from expost.tensors import as_data, batches, check_levels, unit
 
 __all__ = ["Autoencoder", "evaluating"]
 
@@ -90,13 +90,24 @@ class Autoencoder(Density):
     def device(self) -> torch.device:
         return next(self.decoder.parameters()).device
 
-    def _stored(self, x: Tensor) -> Tensor:
-        return unit(x.to(self.device))
+    @property
+    def dtype(self) -> torch.dtype:
+        """What data and codes are for this model: float64 if its weights are, else float32 (networks of lower precision convert for themselves)."""
+        weights = next((p.dtype for p in self.decoder.parameters() if p.is_floating_point()), torch.float32)
+        return torch.promote_types(weights, torch.float32)
+
+    def stored(self, x: Tensor) -> Tensor:
+        """Stored data as the model takes them: on its device, uint8 scaled to [0, 1], of its :attr:`dtype`."""
+        return unit(x.to(self.device), self.dtype)
+
+    def _batches(self, x: Tensor, size: int) -> Iterator[Tensor]:
+        """What :meth:`stored` takes, from whatever people hold."""
+        yield from batches(check_levels(as_data(x), "the data"), size)
 
     def posteriors(self, x: Tensor, *, batch_size: int = 500) -> Distribution:
         """q(z | x_i) for a whole data set as one distribution of batch shape (n,): what a second stage draws its codes from."""
         with evaluating(self):
-            parts = [self.encode(self._stored(b)) for b in batches(x, batch_size)]
+            parts = [self.encode(self.stored(b)) for b in self._batches(x, batch_size)]
         return _concatenate(parts)
 
     def latents(self, x: Tensor, *, at: Literal["mean", "sample"], batch_size: int = 500, seed: int = 0) -> Tensor:
@@ -109,7 +120,7 @@ class Autoencoder(Density):
         if at not in ("mean", "sample"):
             raise ValueError(f'at must be "mean" or "sample", not {at!r}')
         with evaluating(self), seeded("latents", seed):
-            parts = [self.encode(self._stored(b)) for b in batches(x, batch_size)]
+            parts = [self.encode(self.stored(b)) for b in self._batches(x, batch_size)]
             if at == "mean":
                 return torch.cat([q.mean for q in parts])
             try:
@@ -133,7 +144,7 @@ class Autoencoder(Density):
     def reconstruct(self, x: Tensor, *, batch_size: int = 500) -> Tensor:
         """point(p(x | point(q(z | x)))) for stored data, (n, *event) floats."""
         with evaluating(self):
-            return torch.cat([point(self.decode(point(self.encode(self._stored(b))))) for b in batches(x, batch_size)])
+            return torch.cat([point(self.decode(point(self.encode(self.stored(b))))) for b in self._batches(x, batch_size)])
 
 
 def _concatenate(parts: list[Distribution]) -> Distribution:

@@ -1,7 +1,8 @@
 """c -> p(. | c): a network followed by a head. Encoders and decoders are both conditionals.
 
-The network may run in a lower precision (:func:`network_precision`); its features are brought back to at least float32 before the
-head sees them, so that distributions, losses and divergences are always computed in full precision.
+The network may run in a lower precision (:func:`network_precision`, or weights of another type than the condition, which is brought to
+theirs); its features are brought back to at least float32 before the head sees them, so that distributions, losses and divergences are
+always computed in full precision.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Conditional(nn.Module):
         if c.dim() < self.condition_dims:
             raise ValueError(f"expected a condition of {self.condition_dims} or more dimensions, got shape {tuple(c.shape)}")
         flat, batch = fold(c, self.condition_dims)
+        if flat.is_floating_point() and not getattr(self.net, "converts", False):
+            flat = flat.to(next((p.dtype for p in self.net.parameters() if p.is_floating_point()), flat.dtype))
         dtype = _precision.get()
         if dtype is None:
             features = self.net(flat)

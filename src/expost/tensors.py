@@ -1,27 +1,82 @@
-"""Shapes and units of tensors, in one place.
+"""Shapes, types and units of data, in one place.
 
 An *event* is one datum (an image, a code); every dimension before it is a *batch* dimension. Images are kept as ``uint8``
-on the device and become floats in [0, 1] only when a batch is used (:func:`unit`).
+on the device and become floats in [0, 1] only when a batch is used (:func:`unit`). What people hand over instead of a tensor becomes
+one, or a sentence, in :func:`as_data`; every function that takes stored data begins with it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["batches", "check_finite", "fold", "full_precision", "like", "sum_event", "unit"]
+__all__ = [
+    "NonFinite",
+    "as_data",
+    "batches",
+    "check_finite",
+    "check_levels",
+    "fold",
+    "full_precision",
+    "like",
+    "numbered",
+    "spelled",
+    "sum_event",
+    "unit",
+]
 
 
-def unit(x: Tensor) -> Tensor:
-    """Floats from stored data: ``uint8`` is scaled to [0, 1] (x / 255), floating point passes through unchanged."""
+def as_data(x: Any, what: str = "the data") -> Tensor:
+    """Stored data (n, ...) as a tensor: a tensor itself; an array of any layout, byte order and protection, without a copy where that is
+    possible; a :class:`expost.data.Split`; a list of these.
+
+    Raises:
+        TypeError: anything else; the sentence names what to pass instead.
+
+    >>> import numpy as np
+    >>> as_data(np.arange(6, dtype=">f8").reshape(2, 3).T).dtype
+    torch.float64
+    """
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            raise TypeError(f"{what} are a sparse tensor: pass x.to_dense()")
+        return x
+    if isinstance(part := getattr(x, "x", None), Tensor):
+        return part
+    if hasattr(x, "__array__"):
+        import numpy as np
+
+        array = np.asarray(x)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{what} are an array of {array.dtype}: pass numbers (uint8 images, or float32)")
+        dtype = np.dtype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the array may be protected: nothing here ever writes into data
+            return torch.from_numpy(np.ascontiguousarray(array, dtype))
+    if isinstance(x, list | tuple) and x:
+        try:
+            return torch.stack([torch.tensor(row) if isinstance(row, int | float) else as_data(row) for row in x])
+        except (TypeError, RuntimeError):
+            raise TypeError(f"{what} are a list that does not make one tensor: pass a tensor (n, ...)") from None
+    if hasattr(x, "train") and hasattr(x, "test"):
+        raise TypeError(f"{what} are a whole data set: pass one part of it, e.g. dataset.train")
+    if hasattr(x, "__iter__") or hasattr(x, "__getitem__"):
+        raise TypeError(f"{what} are a {type(x).__name__}: pass one tensor, e.g. torch.cat([batch[0] for batch in loader])")
+    raise TypeError(f"{what} must be a tensor (n, ...), uint8 images or floats, not {type(x).__name__}")
+
+
+def unit(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Floats from stored data: ``uint8`` is scaled to [0, 1] (x / 255), floating point passes through unchanged, or to ``dtype`` if given."""
     if x.dtype == torch.uint8:
-        return x.to(torch.get_default_dtype()).div_(255)
+        return x.to(dtype or torch.get_default_dtype()).div_(255)
     if not x.is_floating_point():
         raise TypeError(f"expected uint8 or floating-point data, not {x.dtype}: convert it with .to(torch.uint8) or .float()")
-    return x
+    return x if dtype is None else x.to(dtype)
 
 
 def sum_event(x: Tensor, dims: int) -> Tensor:
@@ -53,15 +108,47 @@ def like(value: Tensor, model: Tensor) -> Tensor:
     return torch.empty_like(model, memory_format=torch.preserve_format).copy_(value)
 
 
+class NonFinite(ValueError):
+    """Data hold NaN or infinity; ``row`` is the first, ``found`` says in how many if all were looked at."""
+
+    def __init__(self, what: str, row: int, found: str = "") -> None:
+        super().__init__(f"{what} hold NaN or infinity{found} (first: row {row}): remove or repair these rows")
+        self.what, self.row = what, row
+
+
 def check_finite(x: Tensor, what: str) -> None:
-    """Raise ``ValueError`` naming ``what`` and the first bad row if ``x`` holds NaN or infinity."""
-    if x.is_floating_point():
-        bad = ~torch.isfinite(x.flatten(1) if x.dim() > 1 else x[:, None]).all(1)
-        if bad.any():
-            raise ValueError(
-                f"{what} hold NaN or infinity in {int(bad.sum())} of {len(x)} rows (first: row {int(bad.nonzero()[0])}): "
-                "remove or repair these rows"
-            )
+    """Raise :class:`NonFinite`, naming ``what`` and the first bad row, if ``x`` holds NaN or infinity; a part at a time, whatever its size."""
+    if not x.is_floating_point():
+        return
+    rows = max(1, 2**24 // max(1, x[:1].numel()))
+    bad = [~torch.isfinite(part.flatten(1) if x.dim() > 1 else part[:, None]).all(1) for part in x.split(rows)]
+    first, count = next((i for i, part in enumerate(bad) if part.any()), None), sum(int(part.sum()) for part in bad)
+    if first is not None:
+        raise NonFinite(what, first * rows + int(bad[first].nonzero()[0]), f" in {count} of {len(x)} rows")
+
+
+def check_levels(x: Tensor, what: str) -> Tensor:
+    """``x``, unless they are images of grey levels 0 ... 255 as floats, which no model here is made for: ``ValueError``."""
+    grey = x.dim() == 4 and x.is_floating_point() and len(x) and 64 < float(x.max()) <= 255 and float(x.min()) >= 0
+    if grey and all(bool((part == part.round()).all()) for part in batches(x, 1024)):
+        raise ValueError(
+            f"{what} are whole numbers from {spelled(x.min())} to {spelled(x.max())}: pass x.to(torch.uint8), or divide by 255"
+        )
+    return x
+
+
+def spelled(value: Tensor) -> str:
+    """The shortest text that names a single value in its precision, so that 1.0000001 is not called 1."""
+    return str(value.detach().cpu().numpy()) if value.dtype != torch.bfloat16 else repr(float(value))
+
+
+@contextmanager
+def numbered(start: int) -> Iterator[None]:
+    """What is checked inside the block begins at row ``start`` of something larger: the numbers of its bad rows are counted from there."""
+    try:
+        yield
+    except NonFinite as error:
+        raise NonFinite(error.what, start + error.row) from None
 
 
 @contextmanager

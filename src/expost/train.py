@@ -44,7 +44,7 @@ from expost.progress import Bar
 from expost.schedules import Plateau
 from expost.schema import Meta
 from expost.seeds import permutation, seed_from, seeded
-from expost.tensors import batches, check_finite, like, unit
+from expost.tensors import as_data, batches, check_finite, check_levels, like, spelled, unit
 from expost.trackers import Trackers, check_trackers
 from expost.training import Training, automatic_precision
 
@@ -136,10 +136,16 @@ class _Fit:
     ) -> None:
         folder = out if isinstance(out, RunFolder) or out is None else RunFolder.at(out)
         self.source = x
-        x = x.mean if isinstance(x, Distribution) else x
+        x = x.mean if isinstance(x, Distribution) else as_data(x, "the training data")
+        val = None if val is None else as_data(val, "the validation data")
         if len(x) < 1:
             raise ValueError("there are no training examples: the training split is empty")
         check_finite(x, "the training data")
+        _check_fit(model, x)
+        if val is not None and val.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"the validation data are of shape {tuple(val.shape[1:])}, the training data of {tuple(x.shape[1:])}: make them equal"
+            )
         if (training.best or training.patience or isinstance(training.schedule, Plateau)) and val is None:
             raise ValueError("best=True, patience and Plateau need validation data: pass val=...")
         if trackers and folder is None:
@@ -245,7 +251,7 @@ class _Fit:
                 self.x = draw_codes(self.source, seed=self.seed, epoch=epoch).to(self.device)
         share = self.batch // self.world
         start = place * self.batch + self.rank * share
-        x = unit(self.x.index_select(0, self.order[start : start + share].to(self.device)))
+        x = unit(self.x.index_select(0, self.order[start : start + share].to(self.device)), self.model.dtype)
         objective = self.objective.at(self.step)
         _reseed(seed_from("noise", self.seed, self.step, self.rank), self.device)
         rate = self.training.schedule.factor(self.step / self.total, epoch) * self.schedule_state.get("factor", 1.0)
@@ -352,7 +358,7 @@ class _Fit:
             for b in batches(self.val, max(2, self.batch)):
                 if len(b) < 2 and totals:
                     continue
-                loss = objective(self.model, unit(b))
+                loss = objective(self.model, unit(b, self.model.dtype))
                 for name, value in {"total": loss.total, **loss.parts}.items():
                     totals[name] = totals.get(name, 0.0) + float(value.mean()) * len(b)
                 seen += len(b)
@@ -477,6 +483,27 @@ def _without_layout_warnings(shared: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Grad strides do not match")
         yield
+
+
+def _check_fit(model: Autoencoder, x: Tensor) -> None:
+    """``ValueError`` where data do not go through the model, or lie where its decoder cannot reach; before anything is trained or written."""
+    check_levels(x, "the training data")
+    head = model.decoder.head
+    if x.is_floating_point() and isinstance(head, Gaussian) and head.link is torch.sigmoid and (float(x.min()) < 0 or float(x.max()) > 1):
+        reach = f"from {spelled(x.min())} to {spelled(x.max())}"
+        raise ValueError(f"the decoder's means lie in [0, 1] (a sigmoid), and the training data reach {reach}: scale them to [0, 1]")
+    what, shape = "encoder", tuple(x.shape[1:])
+    with evaluating(model):
+        try:
+            q = model.encode(model.stored(x[:1]))
+            what, shape = "decoder", tuple(q.event_shape)
+            model.decode(q.mean)
+        except RuntimeError as error:  # torch's own for sizes that do not meet
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"data of shape {shape} do not go through the {what} ({reason}): build its network for this shape") from None
+        event = model.latent().event_shape if model.prior is not None else ()  # an autoencoder as a prior does not know its own
+        if event and event != q.event_shape:
+            raise ValueError(f"the prior is on codes of shape {tuple(event)}, the encoder makes {tuple(q.event_shape)}: build it for these")
 
 
 def _reseed(seed: int, device: torch.device) -> None:

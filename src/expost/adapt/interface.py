@@ -165,6 +165,9 @@ def _ask(module: nn.Module, x: Tensor, what: str, remedy: str) -> Any:
 class EncoderNet(nn.Module):
     """A foreign encoder: x (n, *data_shape) in [0, 1] -> features (n, k) for the posterior's head."""
 
+    #: Inputs are brought to the module's precision here, after scaling.
+    converts = True
+
     def __init__(self, module: nn.Module, interface: Interface) -> None:
         super().__init__()
         self.module, self.interface = module, interface
@@ -193,6 +196,8 @@ class EncoderNet(nn.Module):
 
 class DecoderNet(nn.Module):
     """A foreign decoder: z (n, d) -> features (n, *data_shape): the image in [0, 1], or its logits for a Bernoulli or cross-entropy head."""
+
+    converts = True
 
     def __init__(self, module: nn.Module, interface: Interface) -> None:
         super().__init__()

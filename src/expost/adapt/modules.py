@@ -25,7 +25,7 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.density.base import Density
 from expost.distributions import check_data
 from expost.seeds import seeded
-from expost.tensors import batches, unit
+from expost.tensors import as_data, batches, unit
 
 __all__ = ["finite", "halves", "set_gamma", "try_out", "wrap"]
 
@@ -110,6 +110,7 @@ def wrap(
     """
     if posterior not in ("auto", *POSTERIORS):
         raise ValueError(f'there is no posterior "{posterior}": choose auto, {", ".join(POSTERIORS)}')
+    x = as_data(x)
     if len(x) == 0:
         raise ValueError("there are no data to try the model on: pass at least one example")
     custom = likelihood if isinstance(likelihood, heads.Head) else None

@@ -61,9 +61,9 @@ class List:
         from expost.recipes.reproduce import TARGETS
         from expost.results import Table
 
-        recipes = Table(("recipe", "what", "default data", "densities"), title="Recipes: expost train RECIPE")
+        recipes = Table(("recipe", "what", "takes", "default data", "densities"), title="Recipes: expost train RECIPE")
         for row in RECIPES.values():
-            recipes.add(row.name, row.summary, row.data, " ".join(row.densities))
+            recipes.add(row.name, row.summary, ", ".join(row.takes), row.data, " ".join(row.densities))
         sets = Table(
             ("data", "what", "source"),
             title="Data sets: --data NAME, or any folder, .npz or .npy file; parts by class: NAME:without=9, NAME:only=3,5, NAME:per-class=10",
@@ -74,9 +74,9 @@ class List:
         for spec in (*SPECS, "stage", "mean-stage"):
             if (spec,) not in densities.rows:
                 densities.add(spec)
-        networks = Table(("network", "what"), title="Networks: --set network=NAME")
+        networks = Table(("network", "what", "takes"), title="Networks: --set network=NAME")
         for name, pair in NETWORKS.items():
-            networks.add(name, pair.summary)
+            networks.add(name, pair.summary, ", ".join(pair.takes))
         targets = Table(("target", "what"), title="Tables and figures: expost reproduce TARGET")
         for target in TARGETS.values():
             targets.add(target.name, target.summary)
@@ -126,7 +126,10 @@ class Train(DataOptions, Shared):
         model, _ = experiment.build(self.seed)
         parameters = sum(p.numel() for p in model.parameters())
         folder = self.out or Path("runs") / f"{self.recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{self.seed}"
-        echo(f"{self.recipe} on {dataset.name} {tuple(dataset.shape)}, {len(dataset.train.x)} training examples, {parameters} parameters")
+        echo(
+            f"{self.recipe} on {dataset.name} {tuple(dataset.shape)}, {len(dataset.train.x)} training examples; "
+            f"network {experiment.network}, {experiment.latent} latents, {parameters} parameters"
+        )
         for note in dataset.notes:
             echo(f"note: {note}")
         if self.dry_run:
@@ -223,7 +226,7 @@ class Sample(OpensRun):
     n: Images = 64
     """how many"""
     out: Path | None = None
-    """samples.npz: array `images`, float32 in [0, 1], (n, C, H, W)"""
+    """samples.npz: array `images`, float32 in [0, 1], (n, C, H, W); of a run on points (n, d), not bounded"""
     grid: Path | None = None
     """picture of the first 100 samples, .png"""
     data: str | None = None
@@ -237,13 +240,17 @@ class Sample(OpensRun):
         import numpy as np
 
         from expost.files import atomic
-        from expost.report import grid, save_picture
+        from expost.report import colours, grid, save_picture
 
         if self.out is None and self.grid is None:
             raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
         run = load(self.folder, self.data, self.device, self)
+        points = len(run.dataset.shape) != 3
+        if points and self.grid is not None:
+            raise ValueError(f"{self.folder} was trained on points, of which there is no picture: give --out samples.npz without --grid")
         spec = self.density or run.experiment.densities[-1]
-        images = run.model.with_prior(run.density(spec)).generate(self.n, seed=self.seed).clamp(0, 1).cpu()
+        images = run.model.with_prior(run.density(spec)).generate(self.n, seed=self.seed).cpu()
+        images = images if points else images.clamp(0, 1)
         if self.out is not None:
             with atomic(self.out) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, images=images.float().numpy())
@@ -251,6 +258,8 @@ class Sample(OpensRun):
         if self.grid is not None:
             save_picture(self.grid, grid(images[:100], scale=max(1, 64 // images.shape[-1])))
             echo(f"wrote a picture of {min(100, len(images))} samples to {self.grid}")
+            if note := colours(images.shape[1]):
+                echo(f"note: {note}")
 
 
 @dataclass

@@ -47,7 +47,7 @@ class Evaluate(OpensRun, Shared):
         from expost.evaluate.choose import extractor_of
         from expost.evaluate.quirks import Quirks
         from expost.evaluate.suite import check_groups
-        from expost.report import save_panels
+        from expost.report import attempt, colours, save_panels
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
         run = load(self.folder, self.data, self.device, self)
@@ -67,8 +67,10 @@ class Evaluate(OpensRun, Shared):
         for spec in specs:
             rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
         picture = self.folder / "samples.png"
-        save_panels(picture, rows)
-        echo(f"wrote {self.folder / 'results.json'} and {picture}")
+        failed = attempt(picture, lambda: save_panels(picture, rows))
+        echo(f"wrote {self.folder / 'results.json'}{'' if failed else f' and {picture}'}")
+        for note in filter(None, (failed, colours(run.dataset.shape[0]))):
+            echo(f"note: {note}")
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Reproduce(DataOptions):
         from expost.recipes.citations import CITATIONS
         from expost.recipes.lab import Lab
         from expost.recipes.reproduce import find_target
-        from expost.report import Section, write_page
+        from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections
         from expost.report.maps import save_maps
 
@@ -56,8 +56,8 @@ class Reproduce(DataOptions):
         out = self.out or Path("runs/reproduce") / name
         sections = [Section(table.title or target.summary, tables=[table]) for table in made.tables]
         if made.maps:
-            save_maps(out / "maps.png", made.maps)
-            sections.append(Section("Maps", pictures=[out / "maps.png"]))
+            failed = attempt(out / "maps.png", lambda: save_maps(out / "maps.png", made.maps))
+            sections.append(Section("Maps", [failed]) if failed else Section("Maps", pictures=[out / "maps.png"]))
         sections += [*strip_sections(out, made.strips), *chart_sections(out, made.demonstrations)]
         command = f"expost reproduce {self.target} --data {data} --budget {self.budget} --seed {self.seed}"
         sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]

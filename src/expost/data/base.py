@@ -1,7 +1,7 @@
 """What a data set is: three splits of one shape, checked once, with a fingerprint.
 
 Images are stored as ``uint8`` of shape (n, C, H, W) and become floats in [0, 1] when a batch is used (``tensors.unit``); points
-are floating, (n, d). Whatever reaches a :class:`Dataset` has been checked: no empty split, nothing non-finite, not all pixels equal,
+are float32, (n, d). Whatever reaches a :class:`Dataset` has been checked: no empty split, nothing non-finite, not all pixels equal,
 one shape and one type in all splits, as many labels as data. Later code relies on it and checks nothing again.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from expost.devices import choose_device
-from expost.tensors import check_finite
+from expost.tensors import as_data, check_finite
 
 __all__ = ["Dataset", "Split"]
 
@@ -68,10 +68,23 @@ class Dataset:
 
     @classmethod
     def of(cls, name: str, train: Split, val: Split, test: Split, notes: tuple[str, ...] = ()) -> Dataset:
-        """Check three splits and fingerprint them; ``ValueError`` in one sentence names the split and what is wrong with it."""
-        parts = {"train": train, "val": val, "test": test}
-        for part, split in parts.items():
-            check_split(split, f"{name}, {part} split")
+        """Check three splits and fingerprint them; ``ValueError`` in one sentence names the split and what is wrong with it.
+
+        Floats of another precision than float32 become float32, with a note: networks compute in it.
+        """
+        parts = {}
+        for part, given in {"train": train, "val": val, "test": test}.items():
+            what = f"{name}, {part} split"
+            x = as_data(given.x, what)
+            if x.is_floating_point() and x.dtype != torch.float32:
+                check_finite(x, what)
+                notes = tuple(dict.fromkeys((*notes, f"{_type(x)} became float32")))
+                x = x.to(torch.float32)
+                if not bool(torch.isfinite(x).all()):
+                    raise ValueError(f"{what}: numbers beyond the range of float32, {torch.finfo(x.dtype).max:.2g}: scale the data")
+            parts[part] = split = Split(x, given.labels)
+            check_split(split, what)
+        train, val, test = parts.values()
         for part, split in parts.items():
             if split.x.shape[1:] != train.x.shape[1:] or split.x.dtype != train.x.dtype:
                 raise ValueError(

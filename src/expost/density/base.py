@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from expost.seeds import seeded
-from expost.tensors import check_finite
+from expost.tensors import as_data, check_finite
 
 __all__ = ["Codes", "Density", "NotFittedError", "draw_codes"]
 
@@ -43,6 +43,9 @@ def draw_codes(z: Codes, *, seed: int, epoch: int = 0) -> Tensor:
     if isinstance(z, Distribution):
         with seeded("codes", seed, epoch), torch.no_grad():
             z = z.sample()
+    z = as_data(z, "codes")
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
     if z.dim() != 2:
         raise ValueError(f"codes must be a matrix (n, d), not of shape {tuple(z.shape)}: flatten each code to a vector first")
     if len(z) < 2:

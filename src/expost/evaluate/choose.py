@@ -35,7 +35,10 @@ def extractor_of(
     """
     kind, _, rest = name.partition(":")
     if len(dataset.shape) != 3:
-        raise ValueError(f"extractors are for images (C, H, W): {dataset.name} has data of shape {tuple(dataset.shape)}")
+        raise ValueError(
+            f"scores of features are for images (C, H, W), and {dataset.name} has data of shape {tuple(dataset.shape)}: "
+            "use `expost diagnose` and `expost likelihood`"
+        )
     if kind == "classifier":
         if rest:
             raise ValueError(

@@ -36,7 +36,7 @@ from expost.evaluate.networks import SmallConvNet
 from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, state_hash
 from expost.seeds import permutation, seeded
-from expost.tensors import check_finite
+from expost.tensors import check_finite, numbered, spelled
 
 __all__ = ["Extractor", "Pixels", "RandomNetwork", "Wrapped", "cached_features", "extract", "images", "rms_norm"]
 
@@ -56,8 +56,8 @@ def images(x: Tensor, shape: Shape | None = None) -> Tensor:
         raise TypeError(f"images must be uint8 or floats in [0, 1], not {x.dtype}: convert them with .to(torch.uint8)")
     check_finite(x, "images")
     if x.numel() and (x.min() < 0 or x.max() > 1):
-        low, high = float(x.min()), float(x.max())
-        raise ValueError(f"float images must lie in [0, 1], these reach from {low:.4g} to {high:.4g}: rescale them, or .clamp(0, 1) means")
+        low, high = spelled(x.min()), spelled(x.max())
+        raise ValueError(f"float images must lie in [0, 1], these reach from {low} to {high}: rescale them, or .clamp(0, 1) means")
     return x.to(torch.float32)
 
 
@@ -123,8 +123,11 @@ def extract(extractor: Extractor, x: Tensor, *, batch_size: int = 250, device: t
         raise ValueError(f"batch size must be at least 1, not {batch_size}")
     place = x.device if device is None else choose_device(device)
     there = extractor.to(place)
-    parts = [there(batch.to(place)).cpu() for batch in x.split(batch_size)] if len(x) else []
-    return torch.cat(parts) if parts else torch.empty(0, extractor.dim, dtype=torch.float32)
+    out = torch.empty(len(x), extractor.dim, dtype=torch.float32)
+    for start in range(0, len(x), batch_size):
+        with numbered(start):
+            out[start : start + batch_size] = there(x[start : start + batch_size].to(place))
+    return out
 
 
 def cached_features(

@@ -37,7 +37,7 @@ from expost.progress import Bar
 from expost.results import Result, Table
 from expost.schema import Meta, check_counts, check_value
 from expost.seeds import seeded
-from expost.tensors import check_finite, sum_event
+from expost.tensors import as_data, check_finite, sum_event
 
 __all__ = ["Likelihood", "importance_bound", "log_likelihood"]
 
@@ -261,8 +261,8 @@ def _check_shape(model: Autoencoder, x: Tensor) -> None:
 
 
 def stored(model: Autoencoder, x: Tensor) -> Tensor:
-    """Stored data as the model takes them: on its device, uint8 scaled to [0, 1], in its precision."""
-    return model._stored(x).to(next(model.decoder.parameters()).dtype)
+    """Stored data as the model takes them."""
+    return model.stored(as_data(x))
 
 
 def posterior(model: Autoencoder, images: Tensor) -> Distribution:

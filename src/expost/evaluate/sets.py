@@ -34,6 +34,7 @@ from expost.evaluate.stored import ArraySet, FolderSet, check_range
 from expost.files import atomic
 from expost.progress import Bar
 from expost.seeds import seed_from, seeded
+from expost.tensors import NonFinite, as_data, numbered
 
 __all__ = ["ArraySet", "FolderSet", "Generated", "ImageSet", "InMemory", "Mapped", "set_features", "set_statistics"]
 
@@ -73,6 +74,7 @@ class InMemory:
     """
 
     def __init__(self, x: Tensor, name: str = "images") -> None:
+        x = as_data(x, name)
         if x.dim() != 4:
             raise ValueError(f"{name} must be of shape (n, C, H, W), not {tuple(x.shape)}: reshape them")
         self.x, self.name = x, name
@@ -260,9 +262,7 @@ class _Work:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size must be at least 1, not {batch_size}")
-        if not isinstance(images, Tensor | ImageSet):
-            raise TypeError(f"images must be a tensor (n, C, H, W) or a set such as FolderSet(path), not {type(images).__name__}")
-        self.images: ImageSet = InMemory(images) if isinstance(images, Tensor) else images
+        self.images: ImageSet = images if isinstance(images, ImageSet) else InMemory(as_data(images, "images"))
         self.batch_size, self.device, self.processes = batch_size, device, processes
         self.extractor = extractor if device is None else extractor.to(device)
         n, self.block = len(self.images), batch_size * -(-BLOCK // batch_size)
@@ -291,6 +291,9 @@ class _Work:
             x = self.images.read(start, stop)
             if tuple(x.shape) != (stop - start, *self.images.shape):
                 raise ValueError(f"they were read with shape {tuple(x.shape)}, not {(stop - start, *self.images.shape)}: repair the set")
-            return extract(self.extractor, x, batch_size=self.batch_size, device=self.device)
+            with numbered(start):
+                return extract(self.extractor, x, batch_size=self.batch_size, device=self.device)
+        except NonFinite as error:
+            raise ValueError(f"{self.images.name}: {error}") from None
         except (ValueError, TypeError) as error:
             raise type(error)(f"{self.images.name}, images {start} to {stop - 1}: {error}") from None

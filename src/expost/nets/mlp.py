@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and their use on images: flatten, multiply, unflatten."""
+"""Multilayer perceptrons, and their use on images and points: flatten, multiply, unflatten."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def mlp_encoder(shape: Shape, out: int, hidden: Sequence[int] = (400,), activati
 def mlp_decoder(
     latent: int, shape: Shape, out: int, hidden: Sequence[int] = (400,), activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Sequential:
-    """z (B, latent) -> maps (B, out, H, W) before the link. ``hidden`` in the order of the layers, ``shape`` (C, H, W)."""
-    _, height, width = image(shape, out)
-    return nn.Sequential(mlp([latent, *hidden, out * height * width], activation), nn.Unflatten(1, (out, height, width)))
+    """z (B, latent) -> maps (B, out, H, W) before the link, or (B, out) for points. ``hidden`` in the order of the layers, ``shape`` (C, H, W) or (d,)."""
+    rest = () if len(shape) == 1 else image(shape, out)[1:]
+    layers = mlp([latent, *hidden, out * math.prod(rest)], activation)
+    return nn.Sequential(layers, nn.Unflatten(1, (out, *rest))) if rest else nn.Sequential(layers)

@@ -29,13 +29,18 @@ Penalty = Callable[[Autoencoder, Tensor, Distribution], Tensor]
 
 @dataclass(frozen=True)
 class DecoderL2(Checked):
-    """weight · Σ w² over the kernels of the decoder's layers of the given types; no biases, no normalisation layers (RAE-L2)."""
+    """weight · Σ w² over the kernels of the decoder's layers of the given types; no biases, no normalisation layers (RAE-L2).
+
+    A decoder without such layers (a perceptron, where kernels of convolutions were meant) is penalised on all its linear and convolutional ones.
+    """
 
     weight: Annotated[float, Meta(ge=0)]
     layers: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d, nn.Conv2d, nn.Linear)
 
     def __call__(self, model: Autoencoder, z: Tensor, p: Distribution) -> Tensor:
-        kernels: list[Any] = [m.weight for m in model.decoder.net.modules() if isinstance(m, self.layers)]
+        modules = list(model.decoder.net.modules())
+        kernels: list[Any] = [m.weight for m in modules if isinstance(m, self.layers)]
+        kernels = kernels or [m.weight for m in modules if isinstance(m, (nn.ConvTranspose2d, nn.Conv2d, nn.Linear))]
         if not kernels:
             raise ValueError(f"the decoder has no layer of the types {[t.__name__ for t in self.layers]} to penalise: pass layers=(...)")
         return self.weight * torch.stack([w.square().sum() for w in kernels]).sum()

@@ -16,24 +16,40 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from expost.autoencoder import Autoencoder
+from expost.data import Dataset
 from expost.density.spec import parse as parse_density
+from expost.heads import Gaussian, Head, identity
 from expost.identity import experiment_name, stable_repr
 from expost.memory import Bounded, machine
 from expost.objectives.base import Objective
 from expost.recipes import overrides
-from expost.recipes.networks import Pair, find_network
+from expost.recipes.networks import IMAGES, POINTS, Pair, find_network, kind_of
 from expost.schedules import Cosine
 from expost.schema import Checked, Meta
 from expost.seeds import seeded
 from expost.stage import CPU as STAGE_CPU
 from expost.training import Training
 
-__all__ = ["BUDGETS", "WRAPPED", "BudgetName", "Experiment", "Recipe", "Task", "cpu_training", "find", "smoke_training"]
+__all__ = [
+    "BUDGETS",
+    "UNIT_POINTS",
+    "WRAPPED",
+    "BudgetName",
+    "Experiment",
+    "Recipe",
+    "Task",
+    "cpu_training",
+    "decoder_head",
+    "find",
+    "smoke_training",
+]
 
 BudgetName = Literal["smoke", "cpu", "paper"]
 BUDGETS: tuple[BudgetName, ...] = ("smoke", "cpu", "paper")
 WRAPPED = "wrapped/"
 """How the recipe of a model begins that expost did not train (:mod:`expost.adapt`)."""
+UNIT_POINTS = "points in [0, 1]"
+"""What a recipe takes whose decoder means grey levels, beside images."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,16 @@ class Task(Checked):
     def dims(self) -> int:
         """D, the number of pixels times channels."""
         return math.prod(self.shape)
+
+    @property
+    def kind(self) -> str:
+        """``images`` or ``points``."""
+        return kind_of(self.shape)
+
+    @property
+    def channels(self) -> int:
+        """C of images; points have one."""
+        return self.shape[0] if self.kind == IMAGES else 1
 
 
 def cpu_training(task: Task, images: int = 400_000, **other: Any) -> Training:
@@ -104,7 +130,15 @@ class Experiment(Checked):
 
     @property
     def pair(self) -> Pair:
-        return find_network(self.network)
+        """The networks; ``ValueError`` if there are none of this name, or they do not take data of this kind."""
+        pair = find_network(self.network)
+        if self.task.kind not in pair.takes:
+            others = "network=mlp" if self.task.kind == POINTS else "network=small, or network=mlp"
+            raise ValueError(
+                f"the network {self.network} takes {' and '.join(pair.takes)}, and {self.task.data} holds {self.task.kind} of shape "
+                f"{tuple(self.task.shape)}: choose {others}"
+            )
+        return pair
 
     def override(self, settings: Mapping[str, Any]) -> Experiment:
         """A copy with some settings replaced; a latent size or network that changes is followed by nothing else.
@@ -157,6 +191,7 @@ class Recipe:
         data: default data set.
         pad_to: side to which images are zero-padded for the networks of the ``paper`` budget, or None.
         stage: budget -> (training, width) of a second stage, where the recipe has its own.
+        takes: kinds of data: ``images``, ``points``, or :data:`UNIT_POINTS` where the decoder means grey levels.
     """
 
     name: str
@@ -171,21 +206,41 @@ class Recipe:
     data: str = "mnist"
     pad_to: int | None = None
     stage: Callable[[BudgetName], tuple[Training, int]] | None = None
+    takes: tuple[str, ...] = (IMAGES, POINTS)
+
+    def check(self, dataset: Dataset) -> None:
+        """``ValueError`` that names the recipes to take, if this one is not for such data."""
+        kinds = {kind_of(dataset.shape)}
+        if kinds & set(self.takes):
+            return
+        if kinds == {POINTS} and _in_unit_interval(dataset):
+            kinds.add(UNIT_POINTS)
+            if UNIT_POINTS in self.takes:
+                return
+        others = [row.name for row in _rows() if kinds & set(row.takes)]
+        raise ValueError(
+            f"{self.name} takes {' and '.join(self.takes)}, and {dataset.name} holds {kind_of(dataset.shape)} of shape {dataset.shape}: "
+            + (f"train one of {', '.join(others)}" if others else "give images (C, H, W) or points (d,)")
+        )
 
     def padding(self, budget: BudgetName, shape: tuple[int, ...]) -> int | None:
         """Side to pad images of this shape to, or None."""
         return self.pad_to if self.pad_to and budget == "paper" and len(shape) == 3 and max(shape[1:]) < self.pad_to else None
 
     def prepare(self, task: Task, budget: BudgetName | Literal[""]) -> Experiment:
+        """The experiment for a task. Points get perceptrons where the recipe's networks are for images, and no code has more numbers than a datum."""
         if budget == "" or budget not in BUDGETS:
             raise ValueError(f'there is no budget "{budget}": choose smoke, cpu or paper')
-        d = self.latent(task)
+        d = min(self.latent(task), task.dims)
+        network = self.network(budget, task)
+        if task.kind == POINTS and POINTS not in find_network(network).takes:
+            network = "mlp" + "".join(network.partition("+")[1:])
         with seeded("objective", self.name):
             objective = self.objective(task, d)
         experiment = Experiment(
             recipe=self.name,
             task=task,
-            network=self.network(budget, task),
+            network=network,
             latent=d,
             objective=objective,
             training=self.training(budget, task),
@@ -197,6 +252,24 @@ class Recipe:
         if budget == "smoke":
             return dataclasses.replace(experiment, stage=smoke_training(), stage_width=64)
         return experiment
+
+
+def decoder_head(make: Callable[[], Head], task: Task) -> Head:
+    """The decoder's head for a task: images have means in [0, 1] where the recipe says so, those of points are not bounded."""
+    head = make()
+    if task.kind == POINTS and isinstance(head, Gaussian):
+        head.link = identity
+    return head
+
+
+def _rows() -> tuple[Recipe, ...]:
+    from expost.recipes import RECIPES
+
+    return tuple(RECIPES.values())
+
+
+def _in_unit_interval(dataset: Dataset) -> bool:
+    return all(float(part.x.min()) >= 0 and float(part.x.max()) <= 1 for part in (dataset.train, dataset.val, dataset.test))
 
 
 def find(name: str) -> Recipe:

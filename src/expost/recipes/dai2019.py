@@ -18,8 +18,8 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.objectives import ELBO
-from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, smoke_training
-from expost.recipes.networks import Pair
+from expost.recipes.base import UNIT_POINTS, BudgetName, Recipe, Task, cpu_training, decoder_head, smoke_training
+from expost.recipes.networks import IMAGES, POINTS, Pair
 from expost.schedules import Halving
 from expost.stage import CPU as STAGE_CPU
 from expost.training import Training
@@ -41,10 +41,10 @@ def _latent(task: Task) -> int:
 
 
 def _model(task: Task, d: int, pair: Pair, head: Callable[[], heads.Head]) -> Autoencoder:
-    encoder_head, decoder_head = heads.Diagonal(heads.softplus), head()
+    encoder_head, last = heads.Diagonal(heads.softplus), decoder_head(head, task)
     return Autoencoder(
         Conditional(pair.encoder(task.shape, encoder_head.size(d)), encoder_head, 1, len(task.shape)),
-        Conditional(pair.decoder(d, task.shape, decoder_head.size(task.shape[0])), decoder_head, len(task.shape), 1),
+        Conditional(pair.decoder(d, task.shape, last.size(task.shape[0])), last, len(task.shape), 1),
         StandardNormal(d),
     )
 
@@ -71,7 +71,9 @@ def _gaussian(scale: float | Literal["shared", "optimal"]) -> heads.Head:
     return heads.Gaussian(scale, link=sigmoid)
 
 
-def _row(name: str, summary: str, head: Callable[[], heads.Head], densities: tuple[str, ...]) -> Recipe:
+def _row(
+    name: str, summary: str, head: Callable[[], heads.Head], densities: tuple[str, ...], takes: tuple[str, ...] = (IMAGES, POINTS)
+) -> Recipe:
     return Recipe(
         name=f"dai2019/{name}",
         summary=summary,
@@ -83,11 +85,12 @@ def _row(name: str, summary: str, head: Callable[[], heads.Head], densities: tup
         network=lambda budget, task: "dai" if budget == "paper" else "small",
         densities=densities,
         stage=_stage,
+        takes=takes,
     )
 
 
 RECIPES = (
-    _row("vae-cross-entropy", "VAE, cross-entropy of grey levels", heads.CrossEntropy, ("prior",)),
+    _row("vae-cross-entropy", "VAE, cross-entropy of grey levels", heads.CrossEntropy, ("prior",), (IMAGES, UNIT_POINTS)),
     _row("vae-fixed", "VAE, decoder variance fixed at 1", partial(_gaussian, 1.0), ("prior",)),
     _row("vae-learned", "VAE, learned decoder variance", partial(_gaussian, "shared"), ("prior",)),
     _row("vae-optimal", "VAE, closed-form optimal decoder variance", partial(_gaussian, "optimal"), ("prior",)),

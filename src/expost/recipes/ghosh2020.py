@@ -22,7 +22,7 @@ from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.mean_stage import PAPER as STAGE_PAPER
 from expost.objectives import ELBO, RAE, WAE, DecoderL2, GradientPenalty, Objective
-from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, smoke_training
+from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, decoder_head, smoke_training
 from expost.recipes.networks import Pair
 from expost.schedules import Plateau
 from expost.stage import CPU as STAGE_CPU
@@ -68,17 +68,17 @@ def build(task: Task, d: int, pair: Pair, head: Callable[[], heads.Head], prior:
     """Encoder with the given head, sigmoid Gaussian decoder with γ = ½."""
     from torch import sigmoid
 
-    encoder_head, decoder_head = head(), gaussian(link=sigmoid)
+    encoder_head, last = head(), decoder_head(partial(gaussian, link=sigmoid), task)
     return Autoencoder(
         Conditional(pair.encoder(task.shape, encoder_head.size(d)), encoder_head, 1, len(task.shape)),
-        Conditional(pair.decoder(d, task.shape, decoder_head.size(task.shape[0])), decoder_head, len(task.shape), 1),
+        Conditional(pair.decoder(d, task.shape, last.size(task.shape[0])), last, len(task.shape), 1),
         StandardNormal(d) if prior else None,
     )
 
 
 def _elbo(model: str, task: Task, d: int) -> Objective:
     (w,) = weights(model, task)
-    return ELBO(beta=task.shape[0] * w)
+    return ELBO(beta=task.channels * w)
 
 
 def _rae(model: str, task: Task, d: int) -> Objective:

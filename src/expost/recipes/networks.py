@@ -1,5 +1,7 @@
 """Encoder / decoder pairs by name. A pair builds networks for a data shape; heads are the recipe's business.
 
+Convolutional pairs take images (C, H, W), the dense ones of 004 points (d,), perceptrons both.
+
 ``small`` is the one for two CPU cores; the others are the papers'. ``+sn`` means spectral normalisation of encoder and decoder (what 002's
 code does), ``+sn-decoder`` of the decoder only (what its text says).
 """
@@ -15,25 +17,37 @@ from torch import nn
 
 from expost import nets
 
-__all__ = ["NETWORKS", "Pair", "find_network"]
+__all__ = ["IMAGES", "NETWORKS", "POINTS", "Pair", "find_network", "kind_of"]
 
 Shape = tuple[int, ...]
+IMAGES, POINTS = "images", "points"
+
+
+def kind_of(shape: Shape) -> str:
+    """What data of a shape are called: images (C, H, W) or points (d,)."""
+    return {3: IMAGES, 1: POINTS}.get(len(shape), f"arrays of {len(shape)} dimensions")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``encoder(shape, out)`` maps data to ``out`` features, ``decoder(latent, shape, out)`` maps codes to ``out`` channels of the data's size."""
+    """``encoder(shape, out)`` maps data to ``out`` features, ``decoder(latent, shape, out)`` maps codes to ``out`` channels of the data's size.
+
+    ``takes`` names the kinds of data, see :func:`kind_of`.
+    """
 
     encoder: Callable[[Shape, int], nn.Module]
     decoder: Callable[[int, Shape, int], nn.Module]
     summary: str
+    takes: tuple[str, ...] = (IMAGES,)
 
 
 NETWORKS: dict[str, Pair] = {}
 
 
-def _add(name: str, encoder: Callable[..., nn.Module], decoder: Callable[..., nn.Module], summary: str) -> None:
-    NETWORKS[name] = Pair(encoder, decoder, summary)
+def _add(
+    name: str, encoder: Callable[..., nn.Module], decoder: Callable[..., nn.Module], summary: str, takes: tuple[str, ...] = (IMAGES,)
+) -> None:
+    NETWORKS[name] = Pair(encoder, decoder, summary, takes)
 
 
 def _points(build: Callable[..., nn.Module], **options: int) -> Callable[..., nn.Module]:
@@ -46,7 +60,11 @@ def _point_decoder(**options: int) -> Callable[..., nn.Module]:
 
 
 def _mlp(name: str, hidden: tuple[int, ...], summary: str) -> None:
-    _add(name, *_mirrored(hidden), summary)
+    NETWORKS[name] = _perceptron(hidden, summary)
+
+
+def _perceptron(hidden: tuple[int, ...], summary: str) -> Pair:
+    return Pair(*_mirrored(hidden), summary, (IMAGES, POINTS))
 
 
 def _mirrored(hidden: tuple[int, ...]) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
@@ -56,16 +74,21 @@ def _mirrored(hidden: tuple[int, ...]) -> tuple[Callable[..., nn.Module], Callab
 def find_network(name: str) -> Pair:
     """The pair of a name: one of :data:`NETWORKS`, or ``mlp-`` and widths of the encoder, mirrored in the decoder (``mlp-linear``: none).
 
+    Any of these may end in ``+sn`` or ``+sn-decoder``.
+
     >>> find_network("mlp-300-50").summary
     'hidden layers 300-50, mirrored'
     """
     if name in NETWORKS:
         return NETWORKS[name]
+    if name.endswith(("+sn", "+sn-decoder")):
+        base, _, suffix = name.partition("+")
+        return _spectral_pair(base, find_network(base), decoder_only=suffix == "sn-decoder")
     if name == "mlp-linear":
-        return Pair(*_mirrored(()), "linear maps")
+        return _perceptron((), "linear maps")
     if re.fullmatch(r"mlp(-[1-9]\d*)+", name):
         widths = name.removeprefix("mlp-")
-        return Pair(*_mirrored(tuple(map(int, widths.split("-")))), f"hidden layers {widths}, mirrored")
+        return _perceptron(tuple(map(int, widths.split("-"))), f"hidden layers {widths}, mirrored")
     raise ValueError(f'there is no network "{name}": choose one of {", ".join(NETWORKS)}, or mlp-WIDTH-WIDTH-...')
 
 
@@ -76,10 +99,15 @@ def _spectral(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return built
 
 
+def _spectral_pair(name: str, pair: Pair, *, decoder_only: bool) -> Pair:
+    if decoder_only:
+        return Pair(pair.encoder, _spectral(pair.decoder), f"{name}, spectral normalisation of the decoder", pair.takes)
+    return Pair(_spectral(pair.encoder), _spectral(pair.decoder), f"{name}, spectral normalisation everywhere", pair.takes)
+
+
 def _with_spectral(name: str) -> None:
-    pair = NETWORKS[name]
-    _add(f"{name}+sn", _spectral(pair.encoder), _spectral(pair.decoder), f"{name}, spectral normalisation everywhere")
-    _add(f"{name}+sn-decoder", pair.encoder, _spectral(pair.decoder), f"{name}, spectral normalisation of the decoder")
+    for suffix in ("+sn", "+sn-decoder"):
+        NETWORKS[name + suffix] = find_network(name + suffix)
 
 
 _add("small", nets.small_encoder, nets.small_decoder, "small convolutional pair for two CPU cores, 8 to 64 pixels a side")
@@ -106,7 +134,7 @@ _add(
     partial(nets.ghosh_celeba_decoder, width=64),
     "002, CelebA, half as wide: what its code uses for the CV-VAE",
 )
-_add("manoj-fc", nets.manoj_fc_encoder, nets.manoj_fc_decoder, "003, fully connected alternative")
+_add("manoj-fc", nets.manoj_fc_encoder, nets.manoj_fc_decoder, "003, fully connected alternative", (IMAGES, POINTS))
 _add("manoj", nets.manoj_encoder, nets.manoj_decoder, "003, MNIST")
 
 
@@ -119,5 +147,8 @@ def _squeezed(name: str, summary: str, width: int, encoder_blocks: tuple[int, in
 
 _squeezed("squeezed", "residual blocks at half and quarter resolution, for likelihoods", 32, (1, 2), (2, 2))
 _squeezed("squeezed-wide", "the same, wider and deeper, for a GPU", 96, (2, 4), (4, 4))
-_add("yu", _points(nets.yu_encoder), _point_decoder(), "004, weight-normed dense block, growth 1024, depth 6")
-_add("yu-small", _points(nets.yu_encoder, growth=96, depth=4), _point_decoder(growth=96, depth=4), "004 at CPU scale: growth 96, depth 4")
+_add("yu", _points(nets.yu_encoder), _point_decoder(), "004, weight-normed dense block, growth 1024, depth 6", (POINTS,))
+_add(
+    "yu-small", _points(nets.yu_encoder, growth=96, depth=4), _point_decoder(growth=96, depth=4), "004 at CPU scale: growth 96, depth 4",
+    (POINTS,),
+)  # fmt: skip

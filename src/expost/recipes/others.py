@@ -13,10 +13,10 @@ from expost.conditional import Conditional
 from expost.density import StandardNormal, VampPrior
 from expost.density.base import Density
 from expost.objectives import ELBO, IWAE, Adversarial, ClassDistance, Clipped, Objective
-from expost.recipes.base import BudgetName, Recipe, Task, cpu_training, smoke_training
+from expost.recipes.base import UNIT_POINTS, BudgetName, Recipe, Task, cpu_training, decoder_head, smoke_training
 from expost.recipes.ghosh2020 import gaussian as half_gaussian
 from expost.recipes.ghosh2020 import latent as ghosh_latent
-from expost.recipes.networks import Pair
+from expost.recipes.networks import IMAGES, POINTS, Pair
 from expost.training import Training
 
 __all__ = ["RECIPES", "assemble", "learned", "row"]
@@ -28,14 +28,14 @@ def assemble(
     task: Task, d: int, pair: Pair, encoder: Callable[[], heads.Head], decoder: Callable[[], heads.Head], prior: Prior | None = None
 ) -> Autoencoder:
     """Networks of the pair under the two heads; the prior is N(0, I) unless given."""
-    encoder_head, decoder_head = encoder(), decoder()
+    encoder_head, head = encoder(), decoder_head(decoder, task)
     encode = Conditional(pair.encoder(task.shape, encoder_head.size(d)), encoder_head, 1, len(task.shape))
-    decode = Conditional(pair.decoder(d, task.shape, decoder_head.size(task.shape[0])), decoder_head, len(task.shape), 1)
+    decode = Conditional(pair.decoder(d, task.shape, head.size(task.shape[0])), head, len(task.shape), 1)
     return Autoencoder(encode, decode, prior(d, encode, task) if prior else StandardNormal(d))
 
 
 def _vamp(d: int, encoder: Conditional, task: Task) -> Density:
-    return VampPrior(encoder, 500, task.shape, bounds=(0.0, 1.0))
+    return VampPrior(encoder, 500, task.shape, bounds=(0.0, 1.0) if task.kind == IMAGES else None)
 
 
 def _small_training(budget: BudgetName, task: Task, **paper: object) -> Training:
@@ -77,6 +77,7 @@ def row(
     prior: Prior | None = None,
     densities: tuple[str, ...] = ("prior", "gmm:10"),
     data: str = "mnist",
+    takes: tuple[str, ...] = (IMAGES, POINTS),
 ) -> Recipe:
     """A recipe whose model is :func:`assemble`'s, unless ``model`` builds it."""
     return Recipe(
@@ -90,11 +91,16 @@ def row(
         network=network,
         densities=densities,
         data=data,
+        takes=takes,
     )
 
 
 def learned() -> heads.Head:
     return heads.Gaussian("shared", link=sigmoid)
+
+
+#: What a cross-entropy of grey levels is for.
+GREY = (IMAGES, UNIT_POINTS)
 
 
 def _omega(task: Task, d: int) -> Objective:
@@ -125,27 +131,27 @@ RECIPES = (
     ),
     row(
         "bozkurt2018/shallow", "VAE of 000, one hidden layer of 400, cross-entropy", "bozkurt2018",
-        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 50,
+        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, takes=GREY, objective=lambda task, d: ELBO(), latent=lambda task: 50,
         training=_bozkurt_training, network=lambda budget, task: "mlp-400", densities=("prior", "gmm:10"),
     ),
     row(
         "bozkurt2018/deep", "VAE of 000, hidden layers 400-200-100, cross-entropy", "bozkurt2018",
-        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 50,
+        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, takes=GREY, objective=lambda task, d: ELBO(), latent=lambda task: 50,
         training=_bozkurt_training, network=lambda budget, task: "mlp-400-200-100", densities=("prior", "gmm:10"),
     ),
     row(
         "bozkurt2018/mini", "VAE of 000 with two latent dimensions, for mini-MNIST (100 images)", "bozkurt2018",
-        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 2,
+        encoder=partial(heads.Diagonal, heads.exp), decoder=heads.CrossEntropy, takes=GREY, objective=lambda task, d: ELBO(), latent=lambda task: 2,
         training=_bozkurt_training, network=lambda budget, task: "mlp-400-200-100", densities=("prior",), data="mnist:per-class=10",
     ),
     row(
         "manoj2018/vae", "VAE of 003, cross-entropy", "manoj2018",
-        encoder=heads.Diagonal, decoder=heads.CrossEntropy, objective=lambda task, d: ELBO(), latent=lambda task: 8,
+        encoder=heads.Diagonal, decoder=heads.CrossEntropy, takes=GREY, objective=lambda task, d: ELBO(), latent=lambda task: 8,
         training=partial(_small_training, epochs=20, batch_size=300), network=lambda budget, task: "manoj" if budget == "paper" else "small",
     ),
     row(
         "manoj2018/omega-vae", "VAE of 003 with the class-distance regulariser, clipped encoder", "manoj2018",
-        encoder=heads.Diagonal, decoder=heads.CrossEntropy, objective=_omega, latent=lambda task: 8,
+        encoder=heads.Diagonal, decoder=heads.CrossEntropy, takes=GREY, objective=_omega, latent=lambda task: 8,
         training=partial(_small_training, epochs=20, batch_size=300), network=lambda budget, task: "manoj" if budget == "paper" else "small",
     ),
 )  # fmt: skip

@@ -106,7 +106,7 @@ class Run:
         the same kind; scores with quirks are not kept.
         """
         if len(self.experiment.task.shape) != 3:
-            raise ValueError("Fréchet distances are for images: this run was trained on points")
+            raise ValueError("Fréchet distances are for images: this run was trained on points; see what it learned with `expost diagnose`")
         if extractor is None:
             extractor, notes = extractor_of("classifier", self.dataset)
         specs = self.experiment.densities if densities is None else densities
@@ -191,11 +191,13 @@ def plan(
     row = find(recipe)
     name, options = data_name or row.data, dict(loading or {})
     dataset = data.load(name, **options)
+    row.check(dataset)
     padding = row.padding(budget, dataset.shape)
     if padding:
         dataset = data.load(name, **{**options, "pad_to": padding})
     task = Task(dataset.name, tuple(dataset.shape), len(dataset.train.x))
     experiment = row.prepare(task, budget).override(settings or {})
+    _ = experiment.pair  # a network that is not there, or not for such data
     return experiment, dataset
 
 

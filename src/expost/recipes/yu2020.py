@@ -19,7 +19,7 @@ from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.objectives import ELBO, IWAE, Binarised
 from expost.recipes.base import BudgetName, Task, cpu_training, smoke_training
-from expost.recipes.networks import Pair
+from expost.recipes.networks import IMAGES, POINTS, Pair
 from expost.recipes.others import learned, row
 from expost.schedules import Cosine, Milestones
 from expost.training import Training
@@ -75,13 +75,13 @@ RECIPES = (
         "yu2020/vae", "VAE of 004 on a 2-D density, free bits 0.05", "yu2020",
         encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: ELBO(free_bits=0.05), latent=lambda task: 2,
         training=partial(_points_training, iterations=60_000, batch_size=2000), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
-        densities=("prior",), data="8gaussians",
+        densities=("prior",), data="8gaussians", takes=(POINTS,),
     ),
     row(
         "yu2020/iwae", "IWAE of 004 on a 2-D density, ten samples", "yu2020",
         encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: IWAE(samples=10), latent=lambda task: 2,
         training=partial(_points_training, iterations=30_000, batch_size=200), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
-        densities=("prior",), data="8gaussians",
+        densities=("prior",), data="8gaussians", takes=(POINTS,),
     ),
     row(
         "yu2020/sigma-vae", "Sigma-VAE of 004: full-covariance encoder, learned decoder variance", "yu2020",
@@ -89,17 +89,17 @@ RECIPES = (
     ),
     row(
         "yu2020/bits-back", "lossless compression: one level of latents, mixture of discretised logistics", "yu2020",
-        encoder=heads.Diagonal, decoder=heads.LogisticMixture, objective=lambda task, d: ELBO(), latent=lambda task: 48,
+        encoder=heads.Diagonal, decoder=heads.LogisticMixture, takes=(IMAGES,), objective=lambda task, d: ELBO(), latent=lambda task: 48,
         training=_lossless_training, network=_squeezed, densities=("prior",),
     ),
     row(
         "yu2020/bits-back-nested", "lossless compression: latent maps whose prior is an autoencoder", "yu2020",
-        encoder=heads.Diagonal, decoder=heads.LogisticMixture, objective=lambda task, d: ELBO(), model=_two_level, latent=lambda task: 32,
+        encoder=heads.Diagonal, decoder=heads.LogisticMixture, takes=(IMAGES,), objective=lambda task, d: ELBO(), model=_two_level, latent=lambda task: 32,
         training=partial(_lossless_training, images=1_500_000), network=lambda budget, task: f"{_squeezed(budget, task)}-maps", densities=("prior",),
     ),
     row(
         "yu2020/bits-back-binary", "lossless compression of stochastically binarised images", "yu2020",
-        encoder=heads.Diagonal, decoder=heads.Bernoulli, objective=lambda task, d: Binarised(ELBO()), latent=lambda task: 40,
+        encoder=heads.Diagonal, decoder=heads.Bernoulli, takes=(IMAGES,), objective=lambda task, d: Binarised(ELBO()), latent=lambda task: 40,
         training=partial(_lossless_training, images=1_000_000), network=_squeezed, densities=("prior",),
     ),
 )  # fmt: skip

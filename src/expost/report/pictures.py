@@ -1,9 +1,13 @@
-"""Pictures: grids of images, labelled panels. Pillow comes with matplotlib; both are imported when first used."""
+"""Pictures: grids of images, labelled panels. Pillow comes with matplotlib; both are imported when first used.
+
+Images of one channel are drawn grey and of three in colour; of any other number the first three are red, green and blue (:func:`colours`
+says so, wherever such a picture is shown). A picture that cannot be drawn costs a note, never the command (:func:`attempt`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,24 @@ from torch import Tensor
 
 from expost.files import atomic
 
-__all__ = ["grid", "panels", "save_panels", "save_picture"]
+__all__ = ["attempt", "colours", "grid", "panels", "save_panels", "save_picture"]
+
+
+def colours(channels: int) -> str:
+    """What must be said beside a picture of images of so many channels; nothing of grey and colour images."""
+    if channels in (1, 3):
+        return ""
+    shown = "both channels as red and green" if channels == 2 else f"channels 1 to 3 of {channels} as red, green and blue"
+    return f"pictures show {shown}"
+
+
+def attempt(path: str | Path, draw: Callable[[], None]) -> str:
+    """Draw into a file; what went wrong in a sentence, or nothing."""
+    try:
+        draw()
+    except Exception as error:  # whatever a picture may fail at, it is not what was computed
+        return f"no picture {path}: {' '.join(str(error).split()) or type(error).__name__}"
+    return ""
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 1) -> Tensor:
@@ -22,8 +43,8 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
     if images.dtype != torch.uint8:
         images = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
     n, channels, height, width = images.shape
-    if channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
+    if channels != 1:
+        images = torch.nn.functional.pad(images[:, :3], (0, 0, 0, 0, 0, max(0, 3 - channels)))
     images = images.cpu().expand(n, 3, height, width).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     height, width = height * scale, width * scale
     columns = columns or math.ceil(math.sqrt(n))
@@ -36,11 +57,15 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
 
 
 def save_picture(path: str | Path, picture: Tensor) -> None:
-    """Write a (3, H, W) uint8 picture as PNG."""
+    """Write a (3, H, W) uint8 picture in the format of the path's suffix: .png, .jpg, .webp ..."""
     from PIL import Image
 
+    suffix = Path(path).suffix.lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind not in Image.SAVE or kind in ("PDF", "HDF5"):
+        raise ValueError(f"{path}: pictures are written as .png, .jpg or .webp, not {suffix or 'without a suffix'}: change the name")
     with atomic(path) as temporary:
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary, format="PNG")
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary, format=kind)
 
 
 def panels(rows: Mapping[str, Tensor], columns: int = 16, title: str = "", captions: Mapping[str, Sequence[str]] | None = None) -> Any:

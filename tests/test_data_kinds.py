@@ -1,0 +1,238 @@
+"""Data as people have them: any type and layout of numbers, points, images of any number of channels, in Python and on the command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import expost
+from expost import heads
+from expost.autoencoder import Autoencoder
+from expost.cli import main
+from expost.data import Dataset, Split, load
+from expost.density import GMM, KDE, Flow, FullGaussian
+from expost.objectives import ELBO, RAE
+from expost.recipes import RECIPES, find, plan
+from expost.tensors import as_data
+from expost.training import Training
+from toys import convolutional, model, pictures, vectors
+
+SMOKE = ["--budget", "smoke", "--device", "cpu", "--set", "training.steps=3"]
+FEW = Training(steps=3, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def protected(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+#: What may be done to a float32 array without changing what it holds (beyond the precision named).
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "float64": lambda a: a.astype(np.float64),
+    "float16": lambda a: a.astype(np.float16),
+    "longdouble": lambda a: a.astype(np.longdouble),
+    "big-endian": lambda a: a.astype(">f4"),
+    "big-endian float64": lambda a: a.astype(">f8"),
+    "Fortran order": np.asfortranarray,
+    "every second row": lambda a: np.repeat(a, 2, 0)[::2],
+    "backwards": lambda a: a[::-1].copy()[::-1],
+    "read-only": protected,
+}
+
+# ---------------------------------------------------------------- types and layouts
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("recipe", "shape"), [("ghosh2020/rae", (1, 8, 8)), ("yu2020/vae", (7,))])
+def test_arrays_of_any_type_and_layout_are_trained_as_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str, recipe: str, shape: tuple[int, ...]
+) -> None:
+    array = np.random.default_rng(0).random((90, *shape)).astype(np.float32)
+    changed = LAYOUTS[layout](array)
+    if layout == "longdouble":
+        changed = changed.astype(np.float64)  # numpy's format keeps it, but not every machine has it
+    np.save(tmp_path / "x.npy", changed)
+    assert main(["train", recipe, "--data", str(tmp_path / "x.npy"), *SMOKE, "--set", "latent=2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert ("became float32" in said) == ("64" in layout or "16" in layout or layout == "longdouble")
+    found, true = load(tmp_path / "x.npy").train.x, as_data(array)
+    assert found.dtype == torch.float32
+    rows = {tuple(row.flatten().tolist()) for row in (true.half().float() if layout == "float16" else true)}
+    assert {tuple(row.flatten().tolist()) for row in found} < rows
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_door_of_python_takes_arrays_of_any_type_and_layout(layout: str) -> None:
+    array = vectors().numpy()
+    given, same = LAYOUTS[layout](array), as_data(LAYOUTS[layout](array)).float()
+    m, n = model(seed=1), model(seed=1)
+    with torch.random.fork_rng():
+        expost.fit(m, ELBO(), given, training=FEW, val=given, device="cpu")
+    expost.fit(n, ELBO(), same, training=FEW, val=same, device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), n.state_dict().values(), strict=True))
+    z = m.latents(given, at="mean")
+    assert z.dtype == torch.float32
+    assert torch.equal(z, m.latents(same, at="mean"))
+    assert torch.equal(m.reconstruct(given), m.reconstruct(same))
+    codes = LAYOUTS[layout](z.numpy())
+    for density in (FullGaussian(2), GMM(2, 2), KDE(2, 50), Flow(2, steps=2)):
+        assert torch.isfinite(density.fit(codes)().log_prob(z)).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_and_models_of_any_float_type_meet(kind: torch.dtype) -> None:
+    for m, x in (
+        (model(heads.Dirac()).to(kind), vectors()),
+        (model(heads.Dirac()), vectors().to(kind)),
+        (convolutional().to(kind), pictures()),
+    ):
+        expost.fit(m, RAE() if x.dim() == 2 else ELBO(), x, training=FEW, device="cpu")
+        assert torch.isfinite(m.reconstruct(x)).all()
+        assert m.latents(x, at="mean").dtype == (
+            torch.float64 if kind == torch.float64 and next(m.parameters()).dtype == kind else torch.float32
+        )
+    grey = convolutional().double()
+    assert torch.equal(grey.stored(pictures()), pictures().double() / 255)
+    assert torch.isfinite(GMM(2, 2).fit(torch.randn(200, 2).to(kind))().log_prob(torch.zeros(3, 2))).all()
+
+
+def test_splits_and_lists_are_taken_and_the_rest_is_one_sentence() -> None:
+    x, m = vectors(), model()
+    split = Split(x)
+    expected = m.latents(x, at="mean")
+    assert torch.equal(m.latents(split, at="mean"), expected)
+    assert torch.equal(m.latents(list(x), at="mean"), expected)
+    assert torch.equal(m.latents(x.tolist(), at="mean"), expected)
+    expost.fit(model(), ELBO(), split, val=split, training=FEW, device="cpu")
+    FullGaussian(2).fit(expected.tolist())
+    whole = Dataset.of("v", split, split, split)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=8)
+    for given, remedy in (
+        (whole, "dataset.train"), (loader, "torch.cat"), (iter(x), "torch.cat"), ([[1.0], [2.0, 3.0]], "list"), (3.0, "tensor"), (None, "tensor"),
+        (x.to_sparse(), "to_dense"), (np.array(["a"]), "numbers"), (np.array([1j]), "numbers"), (np.array([None]), "numbers"),
+    ):  # fmt: skip
+        doors: list[Callable[[Any], object]] = [
+            lambda g: expost.fit(m, ELBO(), g, training=FEW), lambda g: m.latents(g, at="mean"), m.reconstruct, FullGaussian(2).fit,
+            lambda g: expost.adapt.wrap(torch.nn.Linear(6, 2), torch.nn.Linear(2, 6), g),
+        ]  # fmt: skip
+        for door in doors:
+            with pytest.raises(TypeError, match=remedy):
+                door(given)
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "message"),
+    [
+        (convolutional, pictures().float(), "whole numbers from 0.0 to 255.0: pass x.to.torch.uint8."),
+        (convolutional, pictures().float() * 0.5, r"means lie in \[0, 1\].*reach from 0.0 to 127.5"),
+        (model, vectors(d=7), r"shape \(7,\) do not go through the encoder"),
+        (convolutional, pictures().repeat(1, 3, 1, 1), r"shape \(3, 8, 8\) do not go through the encoder"),
+        (lambda: model(prior=expost.StandardNormal(5)), vectors(), r"prior is on codes of shape \(5,\), the encoder makes \(2,\)"),
+    ],
+)
+def test_what_a_model_cannot_take_is_said_before_training(build: Callable[[], Autoencoder], x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expost.fit(build(), ELBO(), x, training=FEW, device="cpu")
+
+
+# ---------------------------------------------------------------- points
+
+
+def points(path: Path, low: float = -3.0) -> Path:
+    np.save(path, np.random.default_rng(0).uniform(low, 1, (300, 7)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_points_or_names_those_that_do(tmp_path: Path, name: str) -> None:
+    row, anywhere, inside = RECIPES[name], points(tmp_path / "v.npy"), points(tmp_path / "u.npy", 0.0)
+    for path, kind in ((anywhere, "points"), (inside, "points in [0, 1]")):
+        takes = [r.name for r in RECIPES.values() if {"points", kind} & set(r.takes)]
+        if name not in takes:
+            with pytest.raises(ValueError, match=rf"{name} takes .* holds points of shape \(7,\): train one of .*kingma2014/vae"):
+                plan(name, data_name=str(path), budget="smoke")
+            continue
+        for budget in ("smoke", "paper"):
+            experiment, dataset = plan(name, data_name=str(path), budget=budget)  # type: ignore[arg-type]
+            assert experiment.pair.takes != ("images",)
+        experiment, dataset = plan(name, data_name=str(path), budget="smoke")
+        assert experiment.latent <= 7
+        m, objective = experiment.build(0)
+        x = dataset.train.x[:8]
+        loss = objective(m, x).total.mean()
+        loss.backward()
+        assert torch.isfinite(loss)
+        shown = m.reconstruct(10 * x)
+        assert shown.shape == x.shape
+    if "images" not in row.takes:
+        with pytest.raises(ValueError, match=r"digits holds images of shape \(1, 8, 8\): train one of .*ghosh2020/rae"):
+            plan(name, data_name="digits", budget="smoke")
+
+
+def test_means_of_points_are_not_bounded_and_those_of_images_are() -> None:
+    for shape, link in (((7,), heads.identity), ((1, 8, 8), torch.sigmoid)):
+        for name in ("kingma2014/vae", "ghosh2020/rae", "dai2019/vae-learned"):
+            row = find(name)
+            experiment = row.prepare(expost.recipes.Task("x", shape, 100), "cpu")
+            assert experiment.build(0)[0].decoder.head.link is link
+
+
+def test_networks_say_what_they_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "ghosh2020/rae", "--data", str(points(tmp_path / "v.npy")), *SMOKE, "--dry-run", "--set"]
+    assert main([*command, "network=small"]) == 2
+    assert "the network small takes images, and v.npy holds points of shape (7,): choose --set network=mlp" in capsys.readouterr().err
+    for network in ("mlp", "mlp-20-10+sn", "mlp-linear+sn-decoder", "yu-small", "manoj-fc"):
+        assert main([*command, f"network={network}"]) == 0
+    assert main(["train", "ghosh2020/rae", "--data", "digits", *SMOKE, "--dry-run", "--set", "network=yu"]) == 2
+    assert "--set network=small" in capsys.readouterr().err
+
+
+def test_points_go_the_whole_way_and_printed_remedies_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", "ghosh2020/rae-sn", "--data", str(points(tmp_path / "v.npy")), *SMOKE, "--out", out]) == 0
+    assert main(["density", out, "gaussian"]) == 0
+    assert main(["sample", out, "--density", "gaussian", "--n", "50", "--out", str(tmp_path / "s.npz")]) == 0
+    drawn = np.load(tmp_path / "s.npz")["images"]
+    assert drawn.shape == (50, 7)
+    assert drawn.min() < 0  # points are not clipped to [0, 1]
+    assert main(["sample", out, "--n", "5", "--grid", str(tmp_path / "s.png")]) == 2
+    assert main(["evaluate", out]) == 2
+    capsys.readouterr()
+    assert main(["diagnose", out]) == 0
+    lines = [line.split("$ ")[1] for line in capsys.readouterr().out.splitlines() if "$ expost train" in line]
+    assert lines
+    for line in lines:
+        assert main([*shlex.split(line)[1:], "--dry-run"]) == 0
+
+
+# ---------------------------------------------------------------- numbers of what is wrong
+
+
+def test_nan_is_reported_by_its_number_in_the_whole_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).random((800, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "r.npz", images=x)
+    x[633, 0, 0] = np.nan
+    np.savez(tmp_path / "n.npz", images=x)
+    compare = ["compare", str(tmp_path / "n.npz"), str(tmp_path / "r.npz"), "--extractor", "pixels", "--metrics", "fd", "--no-controls"]
+    assert main(compare) == 2
+    said = capsys.readouterr().err
+    assert "n.npz: images hold NaN" in said
+    assert "row 633" in said
+    assert "row 83" not in said
+    assert main(["train", "ghosh2020/rae", "--data", str(tmp_path / "n.npz"), *SMOKE]) == 2
+    assert "row 633" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="row 633"):
+        expost.evaluate.set_features(expost.evaluate.features.Pixels((1, 8, 8)), torch.from_numpy(x)[:, None])
