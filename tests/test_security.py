@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -294,6 +295,17 @@ def test_other_code_than_the_recorded_is_refused(trained: Path, place: Path, nam
         with pytest.raises(ValueError, match=r'add --code helper:call \(in Python `code="helper:call"`\)'):
             opened(folder, device="cpu", code=named)
     assert not (place / "PWNED").exists()
+
+
+def test_printed_commands_name_the_code_too(trained: Path, place: Path) -> None:
+    from expost.recipes.diagnosis import commands
+
+    folder = RunFolder.at(hostile(trained / "run", place / "wrapped", pythae(encoder="mine:encoder", decoder="mine:decoder")))
+    run, finding = SimpleNamespace(folder=folder), SimpleNamespace(name="holes", remedy=SimpleNamespace(density="gmm:10"))
+    lines = commands(run, finding, None)  # type: ignore[arg-type]
+    assert len(lines) == 3
+    for line in lines:
+        assert line.endswith("--code mine:encoder --code mine:decoder")
 
 
 ENDS: dict[str, tuple[str, str]] = {
