@@ -129,6 +129,24 @@ def test_known_folder_names_hold_out_the_last_tenth_of_a_part_and_say_so(tmp_pat
     assert rows_of(load(tmp_path / "mnist", max_items=3).train, x) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("layout", ["table", "{part}/{y}/{i:02}", "{part}/{y}_{i:02}", "stray", "{part}/{i:02}"])
+def test_a_known_name_does_not_cut_classes_off_data_that_come_sorted_by_class(layout: str, tmp_path: Path) -> None:
+    """Tables by their labels; pictures by folders (also where a stray file takes the labels away) and names. Numbered files are in their order."""
+    x, place, numbered = images(60, 4, 4), tmp_path / "mnist", layout == "{part}/{i:02}"
+    if layout == "table":
+        table(place / "train.parquet", [encoded(p) for p in x[:50]], [i // 10 for i in range(50)])
+        table(place / "test.parquet", [encoded(p) for p in x[50:]], [0, 1] * 5)
+    else:
+        name = "{part}/{y}/{i:02}" if layout == "stray" else layout
+        tree = {name.format(part="test" if i >= 50 else "train", y=i % 50 // 10, i=i) + ".png": picture for i, picture in enumerate(x)}
+        folder(place, tree | ({"train/99.png": x[0]} if layout == "stray" else {}))
+    val = rows_of(load(place).val, x)
+    assert len(val) == 5
+    assert (len({row // 10 for row in val}) > 1) is not numbered
+    assert (val == [45, 46, 47, 48, 49]) is numbered
+    assert (len({row // 10 for row in rows_of(load(place, max_items=8).train, x)}) > 1) is not numbered
+
+
 def test_full_size_rule_is_the_last_ten_thousand() -> None:
     rows, _ = assign({"train": 60_000, "test": 10_000}, Rule(60_000, 10_000), "mnist", val=None, seed=0, max_items=None)
     assert torch.equal(rows["train"], torch.arange(50_000))

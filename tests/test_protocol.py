@@ -10,6 +10,7 @@ import torch
 
 from expost.density import GMM, FullGaussian
 from expost.evaluate import protocol
+from expost.evaluate.controls import scored as scored_part
 from expost.evaluate.features import Pixels, extract
 from expost.evaluate.frechet import frechet_distance
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
@@ -47,7 +48,7 @@ def test_rows_are_those_of_the_paper_and_controls(tmp_path: Path) -> None:
 def test_each_row_is_the_distance_that_it_says(tmp_path: Path) -> None:
     """Recomputed by hand: sets, sizes, midpoints."""
     found, model = scored(tmp_path, interpolations=INTERPOLATIONS, seed=4), convolutional().eval()
-    reference = extract(PIXELS, TEST[:90])
+    reference = extract(PIXELS, scored_part(TEST, 90, "test", 4))
 
     def fd(x: torch.Tensor) -> float:
         return float(frechet_distance(extract(PIXELS, x.clamp(0, 1)), reference))
@@ -114,7 +115,7 @@ def test_a_mean_stage_is_scored_through_both_stages(tmp_path: Path) -> None:
     stage = MeanStage(2, 0.01, 16, Training(steps=20, batch_size=30, lr=1e-3)).fit(model.latents(TRAIN, at="mean"))
     found = score(model, VAL, TEST, PIXELS, {"mean-stage": stage}, train=TRAIN, cache=tmp_path, interpolations=("norm-corrected",))
     both = stage.joined(model)
-    by_hand = float(frechet_distance(extract(PIXELS, both.reconstruct(VAL).clamp(0, 1)), extract(PIXELS, TEST[:90])))
+    by_hand = float(frechet_distance(extract(PIXELS, both.reconstruct(VAL).clamp(0, 1)), extract(PIXELS, scored_part(TEST, 90, "test", 0))))
     assert found.values["reconstruction through mean-stage"] == pytest.approx(by_hand, rel=1e-6)
     assert "interpolation norm-corrected through mean-stage" in found.values
     assert found.values["reconstruction"] != found.values["reconstruction through mean-stage"]

@@ -352,17 +352,16 @@ class _Fit:
         if self.average is not None:
             self.model.load_state_dict(self.average)
         totals: dict[str, float] = {}
-        seen = 0
+        n, size = len(self.val), max(2, self.batch)
+        used = n - (n > 1 and n % size == 1)  # batch statistics need two
+        # in a fixed random order: MMD and distances of classes are not those of batches of one class
+        order = permutation(used, "val", self.seed).to(self.device)
         objective = self.objective.at(self.step)
         with evaluating(self.model, *objective.modules().values()), seeded("val", self.seed, epoch), network_precision(self.precision):
-            for b in batches(self.val, max(2, self.batch)):
-                if len(b) < 2 and totals:
-                    continue
-                loss = objective(self.model, unit(b, self.model.dtype))
+            for rows in batches(order, size):
+                loss = objective(self.model, unit(self.val.index_select(0, rows), self.model.dtype))
                 for name, value in {"total": loss.total, **loss.parts}.items():
-                    totals[name] = totals.get(name, 0.0) + float(value.mean()) * len(b)
-                seen += len(b)
-        totals = {name: value / seen for name, value in totals.items()}
+                    totals[name] = totals.get(name, 0.0) + float(value.mean()) * len(rows) / used
         watched: dict[str, float] = {}
         if self.watch is not None:
             with evaluating(self.model), seeded("watch", self.seed, epoch):

@@ -17,6 +17,7 @@ from expost.adapt.modules import finite
 from expost.autoencoder import Autoencoder
 from expost.density import StandardNormal
 from expost.results import Table
+from expost.seeds import some
 from expost.tensors import batches, unit
 
 __all__ = ["Check", "check"]
@@ -105,7 +106,7 @@ def check(model: Autoencoder, x: Tensor, *, mean_image: Tensor | None = None, ba
         scale = float(variance.mean().sqrt())
     notes = list(interface.notes)
     if not mse < baseline:
-        few = x[:FEW]
+        few = some(x, FEW, "check")
         better = min(((_mse(other, few, batch_size), what) for other, what in _alternatives(model, interface)), default=(mse, ""))
         hint = f"{better[1]} would give {better[0]:.3g}" if better[0] < 0.5 * mse else "is the range right, and are these its data?"
         if not math.isfinite(mse):

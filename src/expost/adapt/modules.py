@@ -24,7 +24,7 @@ from expost.adapt.outputs import POSTERIORS, Posterior, read_code
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density.base import Density
 from expost.distributions import check_data
-from expost.seeds import seeded
+from expost.seeds import seeded, some
 from expost.tensors import as_data, batches, unit
 
 __all__ = ["finite", "halves", "set_gamma", "try_out", "wrap"]
@@ -94,12 +94,12 @@ def wrap(
             given the decoder's raw output.
         outputs: whether the decoder returns images (``mean``) or ``logits`` of images. ``auto``: images for a Gaussian; for the other two
             logits, unless they all lie in the range of images.
-        gamma: γ in units of data in [0, 1]; ``optimal``: the mean squared error on the first ``n`` data.
+        gamma: γ in units of data in [0, 1]; ``optimal``: the mean squared error on ``n`` data, drawn at random.
         input_range: what the stored 0 and 1 are for the model, e.g. (-1, 1); its outputs are scaled back.
         input_shape: the shape of one example that the encoder wants, if not the data's: (784,).
         prior: p(z) of the training, ``normal``: N(0, I). ``auto``: that for a Gaussian posterior, none for a deterministic code.
         notes: what whoever reads results must know.
-        n: how many data γ is measured on; ``seed``: of the codes drawn for it.
+        n: how many data γ is measured on; ``seed``: of these data and of their codes.
 
     Raises:
         ValueError: if the modules fail on the data, sample their codes, or return something of a wrong shape or kind.
@@ -135,7 +135,7 @@ def wrap(
     interface = dataclasses.replace(interface, prior=named)
     model = interface.assemble(encoder, decoder, head=custom, prior=None if isinstance(prior, str) else prior)
     try_out(model, x)
-    set_gamma(model, x[:n], seed=seed)
+    set_gamma(model, some(x, n, "gamma", seed), seed=seed)
     return model
 
 
@@ -147,7 +147,7 @@ def _probe(
     posterior: Posterior | Literal["auto"],
     outputs: Literal["auto", "mean", "logits"],
 ) -> Interface:
-    """Complete the interface from one pass of the first data through both modules."""
+    """Complete the interface from one pass of a few data through both modules."""
     x = _some(x, decoder)
     net = EncoderNet(encoder, interface)
     answer = net.answer(x)
@@ -188,7 +188,7 @@ def _probe(
 
 def _some(x: Tensor, module: nn.Module) -> Tensor:
     device = next((p.device for p in module.parameters()), x.device)
-    return unit(x[:PROBE].to(device))
+    return unit(some(x, PROBE, "probe").to(device))
 
 
 def finite(x: Tensor, what: str) -> None:
@@ -202,7 +202,7 @@ def finite(x: Tensor, what: str) -> None:
 
 
 def try_out(model: Autoencoder, x: Tensor) -> None:
-    """One pass of the first data through a wrapped model; ``ValueError`` if it cannot encode or decode them."""
+    """One pass of a few data through a wrapped model; ``ValueError`` if it cannot encode or decode them."""
     with evaluating(model):
         x = _some(x, model.decoder)
         net = model.encoder.net

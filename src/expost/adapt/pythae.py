@@ -33,6 +33,7 @@ from expost.checkpoint import bounded, load_weights
 from expost.density import VampPrior
 from expost.files import read_json
 from expost.schema import Meta, convert, printable
+from expost.seeds import some
 
 __all__ = ["KINDS", "NETWORKS", "PythaeConfig", "build_pythae", "from_pythae", "read_config"]
 
@@ -263,7 +264,7 @@ def from_pythae(
             model.prior.inputs.copy_(pseudo.reshape(model.prior.inputs.shape))
     if x is not None:
         try_out(model, x)
-        set_gamma(model, x[:1000], seed=seed)
+        set_gamma(model, some(x, 1000, "gamma", seed), seed=seed)
     elif interface.gamma == "optimal":
         raise ValueError("an optimal gamma is measured on data: pass some as x, or a number as gamma")
     return model

@@ -34,7 +34,7 @@ class Compress(OpensRun):
     split: Literal["train", "val", "test"] | None = None
     """of the run's data, where no images are given; default: test"""
     n: SomeImages = None
-    """only the first so many images"""
+    """so many images: of a file the first, of a split of the run's data a random choice by the seed, in the split's order"""
     binarise: bool = False
     """draw binary images from the grey levels first (as yu2020/bits-back-binary is trained)"""
     density: str = "prior"
@@ -50,7 +50,7 @@ class Compress(OpensRun):
     data: str | None = None
     """where the run's data is now, if it has moved"""
     seed: int = 0
-    """of the seed words and of --binarise"""
+    """of the seed words, of the choice by --n and of --binarise"""
 
     def run(self) -> None:
         import time
@@ -65,7 +65,7 @@ class Compress(OpensRun):
         check_free(out, self.force)
         density = as_prior(self.density)
         model = load_model(self.folder, density=density, device="cpu", code=self.code)
-        x = self._images()
+        x, what = self._images()
         shape = tuple(RunFolder.existing(self.folder).read_recipe()["data"]["shape"])
         if tuple(x.shape[1:]) != shape:
             raise ValueError(
@@ -80,7 +80,7 @@ class Compress(OpensRun):
             failed = error
         decoding = time.perf_counter() - start
         elbo = negative_elbo(model, x, seed=self.seed) / compressed.dims
-        table = Table(("what", "bits/dim", "bytes"), title=f"{len(x)} images of {tuple(x.shape[1:])}, {self.folder}")
+        table = Table(("what", "bits/dim", "bytes"), title=f"{what}, {tuple(x.shape[1:])}, {self.folder}")
         whole = compressed.images * compressed.dims / 8
         rates = {"net": compressed.net_rate, "with the seed": compressed.seeded_rate, "the whole file": compressed.file_rate}
         rates |= {"-ELBO of these images": float(elbo.mean())} | (general_purpose(x) if self.peers and x.element_size() == 1 else {})
@@ -107,7 +107,10 @@ class Compress(OpensRun):
             with keep(RunFolder.at(self.folder).results_file):
                 RunFolder.at(self.folder).add_results(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
 
-    def _images(self) -> Tensor:
+    def _images(self) -> tuple[Tensor, str]:
+        """The images to compress, and which they are."""
+        from expost.seeds import some
+
         if self.images is not None:
             from expost.data.arrays import images_of
 
@@ -120,13 +123,15 @@ class Compress(OpensRun):
             from expost.cli.commands import load
 
             x = getattr(load(self.folder, self.data, "cpu", self).dataset, self.split or "test").x
-        if self.n is not None:
-            x = x[: self.n]
+        what = f"{len(x)} images"
+        if self.n is not None and self.n < len(x):  # of a file, what was asked for; of a split, what stands for it
+            what = f"{'the first' if self.images is not None else 'random'} {self.n} of {what}"
+            x = x[: self.n] if self.images is not None else some(x, self.n, "compress", self.seed)
         if self.binarise:
             from expost.objectives.noise import binarised
 
             x = binarised(x, self.seed)
-        return x
+        return x, what
 
 
 def check_free(path: Path, force: bool, size: int = 1) -> None:

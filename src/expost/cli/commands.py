@@ -25,6 +25,9 @@ __all__ = ["COMMANDS", "Failure"]
 
 Budget = Literal["smoke", "cpu", "paper"]
 
+#: Codes of a split by which `expost density` judges a fit.
+CODES = 10_000
+
 
 class Failure(Exception):
     """The command ran and its outcome is a failure: a sentence for stderr, exit status 1."""
@@ -182,7 +185,7 @@ class Density(OpensRun):
     data: str | None = None
     """where the data is now, if it has moved"""
     seed: int = 0
-    """seed of the fits"""
+    """seed of the fits, and of the codes that they are judged by"""
     device: str | None = None
     """cpu, cuda, mps"""
 
@@ -190,9 +193,12 @@ class Density(OpensRun):
         import time
 
         from expost.results import Table
+        from expost.seeds import draw, some
 
         run = load(self.folder, self.data, self.device, self)
-        codes = {"mean": (run.codes[:10_000], run.model.latents(run.dataset.val.x, at="mean"))}
+        rows = draw(len(run.dataset.train.x), CODES, "density", "train", self.seed)
+        val = some(run.dataset.val.x, CODES, "density", "val", self.seed)
+        codes = {"mean": (run.codes[rows], run.model.latents(val, at="mean"))}
         table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
         for spec in self.specs:
             start = time.perf_counter()
@@ -200,15 +206,14 @@ class Density(OpensRun):
             seconds = time.perf_counter() - start
             at: Literal["mean", "sample"] = "sample" if spec.endswith("@sample") else "mean"
             if at not in codes:
-                codes[at] = run.model.latents(run.dataset.train.x[:10_000], at=at), run.model.latents(run.dataset.val.x, at=at)
+                codes[at] = run.model.latents(run.dataset.train.x[rows], at=at), run.model.latents(val, at=at)
             if spec.startswith("mean-stage"):
                 table.add(spec, None, None, round(seconds, 2))
                 continue
-            train, val = (float(density().log_prob(z[:10_000]).detach().mean()) for z in codes[at])
-            table.add(spec, train, val, round(seconds, 2))
+            table.add(spec, *(float(density().log_prob(z).detach().mean()) for z in codes[at]), round(seconds, 2))
         table.notes.append(
-            "mean log-likelihood of codes: posterior means, or samples where the spec ends in @sample; a second stage's is a lower bound, "
-            "a mean-stage has none"
+            f"mean log-likelihood of the codes of {len(rows)} training and {len(val)} validation data, drawn at random where there are more: posterior "
+            "means, or samples where the spec ends in @sample; a second stage's is a lower bound, a mean-stage has none"
         )
         if run.folder is not None:
             run.folder.add_results("densities", table.to_json())

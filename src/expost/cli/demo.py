@@ -13,6 +13,7 @@ from expost.recipes.citations import CITATIONS
 from expost.recipes.runs import Run, plan, train_run
 from expost.report import Section, save_panels, write_page
 from expost.results import Table
+from expost.seeds import some
 
 __all__ = ["demo"]
 
@@ -41,9 +42,8 @@ def demo(out: Path, seed: int = 0) -> Table:
         print(f"training {NAMES[recipe]} ({recipe}) on {len(dataset.train.x)} digits ...", flush=True)
         run = train_run(experiment, dataset, source="digits", budget="cpu", seed=seed, progress=None)
         extractor, notes = extractor_of("classifier", dataset)
-        if not pictures:
-            pictures["digits"] = dataset.test.x[:16]
-        pictures[f"{NAMES[recipe]} reconstructions"] = run.model.reconstruct(dataset.test.x[:16]).cpu()
+        pictures["digits"] = some(dataset.test.x, 16, "pictures", seed)
+        pictures[f"{NAMES[recipe]} reconstructions"] = run.model.reconstruct(pictures["digits"]).cpu()
         seconds = {spec: _timed(run, spec) for spec in densities}
         scores = run.score(extractor, densities=densities, seed=seed, notes=notes)
         assert run.history is not None

@@ -30,7 +30,7 @@ class Evaluate(OpensRun, Shared):
     interpolation: tuple[str, ...] = ("spherical",)
     """midpoints: spherical, linear, norm-corrected"""
     n: Images = 10_000
-    """images on each side, at most as many as the smaller of validation and test set"""
+    """images on each side, drawn at random, at most as many as the smaller of validation and test set"""
     extractor: str = "classifier"
     """classifier (trained once on the data), pixels, pca:64, random, or inception:WEIGHTS.safetensors"""
     quirks: str = ""
@@ -38,7 +38,7 @@ class Evaluate(OpensRun, Shared):
     data: str | None = None
     """where the data is now, if it has moved"""
     seed: int = 0
-    """seed of samples, pairs, subsets"""
+    """seed of the images drawn, of samples, pairs and subsets"""
     device: str | None = None
     """cpu, cuda, mps"""
 
@@ -48,6 +48,7 @@ class Evaluate(OpensRun, Shared):
         from expost.evaluate.quirks import Quirks
         from expost.evaluate.suite import check_groups
         from expost.report import attempt, colours, save_panels
+        from expost.seeds import some
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
         run = load(self.folder, self.data, self.device, self)
@@ -63,7 +64,8 @@ class Evaluate(OpensRun, Shared):
         if quirks.active:
             echo(f"scores with quirks ({quirks}) are not kept in {self.folder}")
             return
-        rows = {"test images": run.dataset.test.x[:16].cpu(), "reconstructions": run.model.reconstruct(run.dataset.test.x[:16]).cpu()}
+        shown = some(run.dataset.test.x, 16, "pictures", self.seed)
+        rows = {"test images": shown.cpu(), "reconstructions": run.model.reconstruct(shown).cpu()}
         for spec in specs:
             rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
         picture = self.folder / "samples.png"

@@ -22,11 +22,11 @@ class Likelihood(OpensRun):
     samples: Count = 1000
     """importance samples per image"""
     n: Images = 1000
-    """test images, at most all"""
+    """test images, drawn at random, at most all"""
     density: str | None = None
     """prior of the codes, fitted to samples of the posteriors; default: the training prior, or the recipe's last density where there is none"""
     annealed: bool = False
-    """also annealed importance sampling on the first images, with upper and lower bounds on simulated ones"""
+    """also annealed importance sampling on some of these images, with upper and lower bounds on simulated ones"""
     annealed_n: Count = 20
     """images of --annealed, test and simulated"""
     chains: Count = 16
@@ -44,7 +44,7 @@ class Likelihood(OpensRun):
     data: str | None = None
     """where the data is now, if it has moved"""
     seed: int = 0
-    """seed of all samples"""
+    """seed of the images drawn and of all samples"""
     device: str | None = None
     """cpu, cuda, mps"""
 
@@ -56,9 +56,10 @@ class Likelihood(OpensRun):
         from expost.evaluate.surgery import elbo_surgery
         from expost.objectives.noise import binarised, dequantised
         from expost.recipes.runs import as_prior
+        from expost.seeds import draw, some
 
         run = load(self.folder, self.data, self.device, self)
-        x = run.dataset.test.x[: self.n]
+        x = some(run.dataset.test.x, self.n, "likelihood", self.seed)
         if self.dequantise and self.binarise:
             raise ValueError("images are either binary or dequantised: give --binarise or --dequantise, not both")
         if self.dequantise:
@@ -80,10 +81,10 @@ class Likelihood(OpensRun):
         if self.annealed and isinstance(model.latent(), Marginal):
             print("\nno annealed bound: the prior is itself an autoencoder, whose log p(z) is only estimated", flush=True)
         elif self.annealed:
-            few = min(self.annealed_n, len(x))
+            few = draw(len(x), self.annealed_n, "annealed", self.seed)
             annealed = annealed_bound(
                 model,
-                x[:few],
+                x[few],
                 chains=self.chains,
                 temperatures=self.temperatures,
                 path=self.path,
@@ -91,7 +92,7 @@ class Likelihood(OpensRun):
                 seed=self.seed,
             )
             print(f"\n{annealed.table(f'Annealed importance sampling: {title}')}", flush=True)
-            print(f"importance bound of the same {few} images: {float(bound.log_prob[:few].mean()):.6g} nats", flush=True)
+            print(f"importance bound of the same {len(few)} images: {float(bound.log_prob[few].mean()):.6g} nats", flush=True)
             keep("annealed", annealed.to_json())
         if self.surgery:
             parts = elbo_surgery(model, x, seed=self.seed)

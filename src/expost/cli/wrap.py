@@ -49,7 +49,7 @@ class Wrap(DataOptions):
     out: Path | None = None
     """folder to write; default: runs/wrapped-NAME"""
     seed: int = 0
-    """of the codes that gamma is measured on, and of later fits"""
+    """of the data that gamma and the summary are measured on, of their codes, and of later fits"""
     device: str | None = None
     """cpu, cuda, mps; default: a GPU if there is one"""
 
@@ -59,6 +59,7 @@ class Wrap(DataOptions):
         from expost.checkpoint import RunFolder
         from expost.devices import choose_device
         from expost.recipes.wrapped import code_options, save_wrapped
+        from expost.seeds import some
 
         device = choose_device(self.device)
         kind = kind_of(self.source) if self.kind == "auto" else self.kind
@@ -72,7 +73,7 @@ class Wrap(DataOptions):
             dataset = data.load(self.data, **options, pad_to=wanted[-1])
         model, origin = open_source(self.source, dataset.train.x, kind, self._options(), self.seed)
         model = model.to(device)
-        found = check(model, dataset.test.x[:2000], mean_image=_mean_image(dataset.train.x))
+        found = check(model, some(dataset.test.x, 2000, "wrap", self.seed), mean_image=_mean_image(dataset.train.x))
         saved = save_wrapped(folder, model, origin, dataset, source=self.data, seed=self.seed, name=self.source)
         print(as_options(str(found.table(f"{self.source} ({kind}) on {found.n} test images of {dataset.name}")), self), flush=True)
         densities = "gmm:10" if found.interface.latent <= 256 else "gmm:10:diagonal"

@@ -32,7 +32,7 @@ from expost.hashes import state_hash
 from expost.identity import stable_repr
 from expost.progress import Bar
 from expost.schema import check_value, printable
-from expost.seeds import seeded
+from expost.seeds import seeded, some
 from expost.stage import SecondStage
 from expost.tensors import batches, unit
 
@@ -120,7 +120,7 @@ def compress(
         x = x.cpu()
         symbols = _symbols(levels[0], x)
         if steps is None:
-            steps = _automatic_steps(levels, _integers(x[:128], symbols), symbols)
+            steps = _automatic_steps(levels, _integers(some(x, 128, "steps"), symbols), symbols)
         if len(steps) != len(levels) or any(not 2.0**-64 <= s <= 2.0**64 for s in steps):
             raise ValueError(f"give one positive step for each of the {len(levels)} levels, not {steps}")
         reach = span or 1 << 13
@@ -302,8 +302,8 @@ def _stored(values: Tensor, symbols: int, dtype: str) -> Tensor:
 
 
 def _automatic_steps(levels: list[Level], values: Tensor, symbols: int) -> list[float]:
-    """A quarter of the posteriors' scale, but for the smallest 1 %, as a power of two between 2^-12 and 2^-3; from the first 128 images."""
-    steps, value = [], values[:128].double() / (symbols - 1)
+    """A quarter of the posteriors' scale, but for the smallest 1 %, as a power of two between 2^-12 and 2^-3."""
+    steps, value = [], values.double() / (symbols - 1)
     with seeded("steps"):
         for level in levels:
             q = level.encoder(value)

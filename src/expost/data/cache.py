@@ -24,7 +24,7 @@ from expost.files import load_tensors, save_tensors
 
 __all__ = ["cached"]
 
-_VERSION = 1  # raise it when decoding changes
+_VERSION = 2  # raise it when decoding, or what is kept beside the images, changes
 
 
 def cached(identity: Any, opener: Callable[[], Source], decoder: Decoder, root: str | os.PathLike[str] | None) -> Source:

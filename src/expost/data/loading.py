@@ -22,7 +22,7 @@ from expost.data.base import Dataset, Split
 from expost.data.cache import cached
 from expost.data.decode import Decoder
 from expost.data.source import Source
-from expost.data.splits import Rule, assign
+from expost.data.splits import Rule, assign, by_class
 from expost.data.subset import separate, subset
 
 __all__ = ["load", "names"]
@@ -144,7 +144,7 @@ def _whole(
         size = known.size if size is None else size
     decoder = Decoder(crop, size)
     source = cached(identity, opener, decoder, cache)
-    rule = _DIGITS if opener is _digits else known.rule if known is not None and source.ordered else None
+    rule = _DIGITS if opener is _digits else known.rule if known is not None and source.ordered and not by_class(source) else None
     rows, notes = assign(source.counts, rule, title, val=val, seed=seed, max_items=max_items)
     wanted = None
     if sum(map(len, rows.values())) < sum(source.counts.values()):

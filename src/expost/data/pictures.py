@@ -2,7 +2,8 @@
 
 The first folders are parts if all of them are called like one, or one of them is called train and another like a part (a class may be
 called "train"); else, and below a part, the first folder names the class. One single class is no class. Files
-sorted by class have no meaningful order, so nothing may ever be cut off their end: such a source says ``ordered=False``.
+in class folders, or whose names are more than a number, have no meaningful order: nothing may ever be cut off their end, and the source says
+``ordered=False``.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def picture_source(root: Path, files: list[Path], *, celeba: bool = False) -> So
     if None in classes and len(classes) > 1:
         notes.append("some images lie outside the class folders: labels are left out")
     labelled = None not in classes and len(classes) > 1 and not celeba
+    numbered = all(name is None and path.stem.isdigit() for path, name in items)
     counts = {part: len(found) for part, found in placed.items() if found}
     names = [np.array([str(name) for _, name in placed[part]], object) if labelled else None for part in counts]
 
@@ -55,7 +57,7 @@ def picture_source(root: Path, files: list[Path], *, celeba: bool = False) -> So
     def fetch(rows: Tensor | None, decoder: Decoder) -> tuple[Tensor, list[str]]:
         return decode(blocks(), len(items), where, decoder, rows=rows, name=root.name), decoder.notes()
 
-    return Source(counts, encode_labels(names, list(counts.values()), root.name), fetch, ordered=not labelled, notes=notes)
+    return Source(counts, encode_labels(names, list(counts.values()), root.name), fetch, ordered=numbered, notes=notes)
 
 
 def celeba_part(number: int) -> str:

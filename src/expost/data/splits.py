@@ -2,7 +2,8 @@
 
 * A source's own parts are kept as they are, in their order.
 * No validation part: for data sets of the papers the last 10 000 training rows (Ghosh et al. 2020; their code's validation set
-  overlapped the training set), of a partial training part its last tenth; for all others a seeded random tenth.
+  overlapped the training set), of a partial training part its last tenth; for all others, and where rows come sorted by class, a seeded random
+  tenth.
 * No test part: a seeded random tenth each for val and test.
 
 Rows that are drawn at random are also shuffled, so that the beginning of a split is representative.
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expost.data.source import SPLITS
+from expost.data.source import SPLITS, Source
 from expost.seeds import permutation
 
-__all__ = ["Rule", "assign", "fraction"]
+__all__ = ["Rule", "assign", "by_class", "fraction"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ def assign(
             keep = torch.arange(len(found)) if rule is not None else permutation(len(found), "max_items", part, seed)
             rows[part] = found[keep[:max_items].sort().values]
     return rows, notes
+
+
+def by_class(source: Source) -> bool:
+    """Whether a part comes sorted by class: neighbours differ in class less than half as often as in random order. False without labels."""
+    if source.labels is None:
+        return False
+    for labels in source.labels.split(list(source.counts.values())):
+        shares = labels.unique(return_counts=True)[1].double() / len(labels)
+        differ = (labels[1:] != labels[:-1]).double().mean()
+        if len(shares) > 1 and float(differ) < 0.5 * float(1 - shares.square().sum()):
+            return True
+    return False
 
 
 def fraction(val: int | float, whole: int, name: str) -> int:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from expost.results import Result
-from expost.seeds import generator, permutation
+from expost.seeds import generator, permutation, some
 from expost.tensors import check_finite, unit
 
 __all__ = ["MEMORY", "Neighbourhoods", "levina_bickel", "nearest_distances", "neighbourhoods", "two_nn"]
@@ -114,7 +114,7 @@ def neighbourhoods(x: Tensor, k: int = 20, *, n: int | None = ROWS, seed: int = 
         ValueError: NaN, or fewer than 2 k + 6 different rows.
     """
     check_finite(x, "data")
-    chosen = x if n is None or n >= len(x) else x[permutation(len(x), "dimension", seed)[:n].sort().values.to(x.device)]
+    chosen = x if n is None else some(x, n, "dimension", seed)
     rows = unit(chosen.flatten(1))
     points = torch.unique(rows, dim=0)
     copies, total = len(rows) - len(points), len(points)

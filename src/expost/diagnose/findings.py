@@ -35,7 +35,7 @@ from expost.diagnose.health import LEAST, Panel, panel
 from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
 from expost.distributions import deterministic
 from expost.results import Result, Table, format_number
-from expost.seeds import permutation, seeded
+from expost.seeds import seeded, some
 from expost.tensors import batches, unit
 
 __all__ = [
@@ -189,7 +189,7 @@ def diagnose(
             "train again with a smaller learning rate, --set training.lr=..."
         )
     numbers = panel(model, train, held_out, density=density, at=at, beta=beta, n=n, seed=seed, memory=memory, progress=progress)
-    chosen = held_out[permutation(len(held_out), "diagnose", seed)[:n].sort().values.to(held_out.device)]
+    chosen = some(held_out, n, "diagnose", seed)
     notes: list[str] = []
     measured = {"code_scale": code_scale(model, chosen, density if density is not None else model.prior, seed=seed)}
     measured["loss_ratio"] = loss_ratio(model, train, chosen, seed=seed)
@@ -253,11 +253,10 @@ def loss_ratio(model: Autoencoder, train: Tensor, held_out: Tensor, *, seed: int
 
     The error is that of the held-out mean alone.
     """
-    rows = permutation(len(train), "loss ratio", seed)[: len(held_out)].sort().values.to(train.device)
     with evaluating(model):
         kind = kind_of(model, model.latents(train[:1], at="mean"))
     losses = []
-    for part in (train[rows], held_out):
+    for part in (some(train, len(held_out), "loss ratio", seed), held_out):
         z = model.latents(part, at="mean")
         outputs = model.decode_points(z)
         pairs = zip(batches(part, 500), batches(outputs, 500), strict=True)

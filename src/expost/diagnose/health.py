@@ -37,7 +37,7 @@ from expost.distributions import check_data, deterministic
 from expost.divergences import has_closed_form, kl
 from expost.progress import Bar
 from expost.results import Result, Table
-from expost.seeds import permutation, seeded
+from expost.seeds import seeded, some
 from expost.tensors import check_finite, unit
 
 __all__ = ["LEAST", "Panel", "panel", "reconstruction_gain"]
@@ -161,7 +161,7 @@ def panel(
         raise ValueError(f"the panel needs at least 20 images on each side, not {len(x_train)}, {len(x_val)} and n = {n}: pass more data")
     check_finite(x_train, "training data")
     check_finite(x_val, "held-out data")
-    train, held = _some(x_train, 2 * n, "train", seed), _some(x_val, n, "held", seed)
+    train, held = some(x_train, 2 * n, "panel", "train", seed), some(x_val, n, "panel", "held", seed)
     with evaluating(model):
         q = model.encode(unit(held[:1].to(model.device)))
     d, exact = q.mean.shape[-1], not deterministic(q)
@@ -190,7 +190,12 @@ def panel(
     parts: dict[str, Callable[[], Any]] = {
         "units": lambda: units(own, held, images=max(100, min(500, DECODED // d)), seed=seed),
         "linear": lambda: linear_units(
-            model, _some(x_train, _most(x_train, 5 * n, memory), "covariance", seed), gamma=gamma, beta=beta, seed=seed, memory=memory
+            model,
+            some(x_train, _most(x_train, 5 * n, memory), "panel", "covariance", seed),
+            gamma=gamma,
+            beta=beta,
+            seed=seed,
+            memory=memory,
         ),
         "marginals": lambda: marginals(model, train, density=density, at=at, seed=seed, memory=memory),
         "mutual_information": information,
@@ -340,11 +345,6 @@ def _blame(marginal: Marginals | None, whole: Result | None, information: Result
     if information.notes:
         rest += ", or only the gaps between the codes of these images: I(n; z) is at its ceiling, so that the total is an upper bound"
     return [f"of KL(q(z) || p(z)) = {total:.1f} nats single dimensions explain {own:.2g}; the rest is {rest}"]
-
-
-def _some(x: Tensor, n: int, which: str, seed: int) -> Tensor:
-    """At most n rows, in their order."""
-    return x if n >= len(x) else x[permutation(len(x), "panel", which, seed)[:n].sort().values.to(x.device)]
 
 
 def _most(x: Tensor, n: int, memory: int) -> int:

@@ -32,7 +32,7 @@ from expost.distributions import IsotropicGaussian, base_of, check_data, describ
 from expost.divergences import kl_per_dimension
 from expost.progress import Bar
 from expost.results import Result, Table
-from expost.seeds import permutation, seeded
+from expost.seeds import permutation, seeded, some
 from expost.tensors import batches, check_finite, sum_event, unit
 
 __all__ = ["ABLATION", "KL", "VARIANCE", "Units", "gaussian_error", "loss_of", "standard_error", "units"]
@@ -243,8 +243,7 @@ def units(model: Autoencoder, x: Tensor, *, images: int = 500, batch_size: int =
     centred = mean - mean.mean(0)
     variance = centred.square().mean(0)
     kl = torch.cat(divergences) if divergences else None
-    chosen = permutation(len(x), "units", seed)[:images].sort().values
-    ablation = _ablate(model, x[chosen.to(x.device)], batch_size, seed, progress, notes)
+    ablation = _ablate(model, some(x, images, "units", seed), batch_size, seed, progress, notes)
     return Units(
         variance=variance,
         variance_error=standard_error(centred.square()),

@@ -24,7 +24,7 @@ from torch import Tensor
 from expost.autoencoder import Autoencoder
 from expost.divergences import multi_scale_imq
 from expost.results import Curve, Result, Series, Table
-from expost.seeds import generator, permutation
+from expost.seeds import generator, permutation, some
 from expost.stage import SecondStage
 from expost.tensors import check_finite
 
@@ -97,7 +97,7 @@ def squared_mmd(a: Tensor, b: Tensor, *, kernel: Kernel = "imq", bandwidth: floa
     Args:
         a, b: (n, κ) and (m, κ), at least 3 rows each.
         kernel: ``imq`` with values up to 7, or ``rbf`` with values up to 1.
-        bandwidth: h of ``rbf``, squared units; None: the median squared distance between (the first 1000) rows of b.
+        bandwidth: h of ``rbf``, squared units; None: the median squared distance between (1000 random) rows of b.
         memory: bytes for kernel blocks.
 
     Returns:
@@ -116,8 +116,7 @@ def squared_mmd(a: Tensor, b: Tensor, *, kernel: Kernel = "imq", bandwidth: floa
         raise ValueError(f'kernel must be "imq" or "rbf", not {kernel!r}')
     x, y = (codes.detach().to("cpu", torch.float64) for codes in (a, b))
     if kernel == "rbf" and bandwidth is None:
-        some = y[:1000]
-        bandwidth = float(torch.pdist(some).square().median())
+        bandwidth = float(torch.pdist(some(y, 1000, "bandwidth")).square().median())
     if kernel == "rbf" and not (bandwidth is not None and bandwidth > 0):
         raise ValueError(f"the bandwidth must be positive, not {bandwidth}: more than half of the rows of b are equal, pass bandwidth")
     n, m = len(x), len(y)

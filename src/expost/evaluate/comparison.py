@@ -26,7 +26,7 @@ from expost.evaluate.suite import GROUPS, MEMORY, Reference, check_groups, measu
 from expost.files import Room, cache_folder, cached, is_sealed, keep, load_tensors, save_tensors, seal
 from expost.hashes import content_hash
 from expost.results import Result
-from expost.seeds import permutation, seed_from
+from expost.seeds import draw, seed_from
 
 __all__ = ["compare", "extractor_for", "image_set"]
 
@@ -74,7 +74,7 @@ class _Drawn:
 
     def __init__(self, images: ImageSet, n: int, seed: int) -> None:
         self.images, self.seed, self.name, self.shape = images, seed, images.name, images.shape
-        self.index = permutation(len(images), "drawn images", seed)[:n].sort().values.tolist()
+        self.index = draw(len(images), n, "drawn images", seed).tolist()
 
     def __len__(self) -> int:
         return len(self.index)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from expost.evaluate.features import Extractor, extract
 from expost.evaluate.frechet import FrechetDistance, frechet_distance
-from expost.seeds import generator, permutation
+from expost.seeds import generator, permutation, some
 
-__all__ = ["CONTROLS", "Controls", "ceiling", "control_sets", "controls", "floor", "jitter", "shuffle_pixels"]
+__all__ = ["CONTROLS", "Controls", "ceiling", "control_sets", "controls", "floor", "jitter", "scored", "shuffle_pixels"]
 
 CONTROLS = ("held-out images", "training images", "jittered training images", "shuffled pixels")
 
@@ -65,15 +65,21 @@ def jitter(x: Tensor, *, seed: int = 0) -> Tensor:
     return moved.gather(3, columns[:, None, None, :].expand_as(x))
 
 
+def scored(x: Tensor, n: int, part: str, seed: int) -> Tensor:
+    """The n images of a split that are scored, drawn by the seed; splits (``test``, ``validation``, ``training``) are drawn independently."""
+    return some(x, n, "scored", part, seed)
+
+
 def control_sets(held_out: Tensor, train: Tensor, n: int, *, seed: int = 0) -> dict[str, Tensor]:
     """What stands beside generated images: at most n images each, by the names of :data:`CONTROLS`.
 
     Args:
         held_out: real images that are neither the reference nor the training set (validation images).
-        train: training images, of which n are drawn at random.
+        train: training images. Of both n are drawn at random.
+        seed: of these, of moves and of shuffled pixels.
     """
     drawn = train[permutation(len(train), "control images", seed)[:n]]
-    fresh = held_out[:n]
+    fresh = scored(held_out, n, "held-out", seed)
     sets = (fresh, drawn, jitter(drawn, seed=seed), shuffle_pixels(fresh, seed=seed))
     return dict(zip(CONTROLS, sets, strict=True))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from expost.evaluate.features import Extractor, Shape, images
 from expost.hashes import state_hash
-from expost.seeds import permutation
+from expost.seeds import some
 
 __all__ = ["PCAFeatures"]
 
@@ -99,8 +99,8 @@ class PCAFeatures(Extractor):
             raise ValueError(f"images must be of shape (n, C, H, W), not {tuple(train_images.shape)}: reshape them")
         if dim < 1:
             raise ValueError(f"the number of components must be at least 1, not {dim}")
-        if limit is not None and limit < len(train_images):
-            train_images = train_images[permutation(len(train_images), "pca")[: max(limit, 2)].sort().values]
+        if limit is not None:
+            train_images = some(train_images, max(limit, 2), "pca")
         n, c, h, w = train_images.shape
         if n < 2:
             raise ValueError(f"principal components need at least 2 images, not {n}: pass more")

@@ -8,7 +8,8 @@
   stages, as 002's table has them.
 
 Beside them stand controls, without which no such number means anything: held-out real images, training images, training images moved by a
-pixel, and images with shuffled pixels. All sets have the same size n, because a Fréchet distance is biased in n.
+pixel, and images with shuffled pixels. All sets have the same size n, because a Fréchet distance is biased in n; where a split is larger, its n
+images are drawn at random, since the first ones may all be of one class.
 
 002's repository differs from its text in places, and 001's too; :class:`~expost.evaluate.quirks.Quirks` has them as flags, all off.
 """
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
-from expost.evaluate.controls import CONTROLS, control_sets
+from expost.evaluate.controls import CONTROLS, control_sets, scored
 from expost.evaluate.features import Extractor
 from expost.evaluate.gather import Processes
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
@@ -202,7 +203,8 @@ def score(
         train: training images, for controls and for metrics of memorisation; without them the controls are drawn from ``val``.
         groups: of metrics, see :mod:`expost.evaluate.suite`.
         interpolations: which midpoints, among :data:`INTERPOLATIONS`.
-        n: images per set, at most the size of the smaller of the two splits.
+        n: images per set, drawn at random from each split, at most the size of the smaller of the two.
+        seed: of these images, of samples, pairs and subsets.
         quirks: departures of the papers' code from their text; none by default.
         name: of the reference set.
         cache: folder of cached features and controls; the user's by default.
@@ -214,9 +216,11 @@ def score(
     n = min(n, len(val), len(test))
     if n < 2:
         raise ValueError("scoring needs at least two validation and two test images")
-    fresh = test if quirks.validation_reference else val  # real images that are neither seen nor the reference
-    real = quirks.reference(test, val=val, train=train)[:n]
-    val = quirks.validation(val, train)
+    kind = "validation" if quirks.validation_reference else "training" if quirks.training_reference else "test"
+    real = scored(quirks.reference(test, val=val, train=train), n, kind, seed)
+    which, unseen = ("test", test) if quirks.validation_reference else ("validation", val)  # neither seen nor the reference
+    fresh = scored(unseen, n, which, seed)
+    val = scored(quirks.validation(val, train), n, "validation", seed)
     device = model.device
     reference = Reference.of(extractor, quirks.real(real), train, name=name, cache=cache, device=device)
     rows: dict[str, dict[str, Result]] = {}
@@ -228,14 +232,14 @@ def score(
         rows[row] = measure(features, reference, name=row, groups=chosen, seed=seed)
 
     def midpoints(of: Autoencoder, suffix: str) -> None:
-        codes = of.latents(val[:n], at="mean")
+        codes = of.latents(val, at="mean")
         first, second = pairs(len(codes), n, seed)
         for kind in interpolations:
             a, b = codes[first], codes[second]
             middle = {"spherical": slerp, "linear": lerp, "norm-corrected": lerp_to_mean_norm}[kind](0.5, a, b)
             add("interpolation" + ("" if kind == "spherical" else f" {kind}") + suffix, of.decode_points(middle))
 
-    add("reconstruction", quirks.reconstruct(model, val[:n], seed=seed))
+    add("reconstruction", quirks.reconstruct(model, val, seed=seed))
     for spec, density in densities.items():
         add(f"samples {spec}", Generated(model.with_prior(density), n, seed))
     midpoints(model, "")
@@ -243,10 +247,9 @@ def score(
         joined = getattr(density, "joined", None)
         if joined is not None:
             both = joined(model)
-            add(f"reconstruction through {spec}", quirks.reconstruct(both, val[:n], seed=seed))
+            add(f"reconstruction through {spec}", quirks.reconstruct(both, val, seed=seed))
             midpoints(both, f" through {spec}")
-    rows |= _controls(extractor, reference, fresh, fresh if train is None else train, n, chosen, seed, cache, device)
-    kind = "validation" if quirks.validation_reference else "training" if quirks.training_reference else "test"
+    rows |= _controls(extractor, reference, fresh, unseen if train is None else train, n, chosen, seed, cache, device)
     every = tuple(dict.fromkeys((*notes, *quirks.describe())))
     return Scores(extractor.label, rows, chosen, _mse(model, test, quirks, seed), n, seed, every, metrics_code(), f"{kind} images")
 
@@ -289,7 +292,7 @@ def _controls(
 @remembered
 def metrics_code() -> str:
     """Names the code of all metrics: cached scores and controls never outlive a change of it."""
-    return code_hash(*(import_module(f"expost.evaluate.{name}") for name in MODULES))
+    return code_hash(import_module("expost.seeds"), *(import_module(f"expost.evaluate.{name}") for name in MODULES))
 
 
 def _cell(result: Result | None) -> float | None:

@@ -26,7 +26,7 @@ from expost.evaluate.classifier import TrainedClassifier
 from expost.recipes.radius_manoj2018 import TAU, differentiable_logits
 from expost.recipes.runs import Run
 from expost.results import Table
-from expost.seeds import seeded
+from expost.seeds import draw, seeded
 
 __all__ = ["HOLES", "class_report"]
 
@@ -50,7 +50,8 @@ def class_report(
     classify = LatentClasses(model, partial(differentiable_logits, classifier.to(model.device)))
     with evaluating(density), seeded("class report", seed):
         drawn = outputs(classify, density().sample(torch.Size((n,))))
-    codes = model.latents(test.x[:n], at="mean")
+    rows = draw(len(test.x), n, "diagnose", seed)  # those of the diagnosis
+    codes = model.latents(test.x[rows], at="mean")
     kept = outputs(classify, codes)
     masses, of_draws, of_data = class_masses(drawn), coverage(drawn), coverage(kept)
     at = of_draws.thresholds.index(TAU)
@@ -65,7 +66,7 @@ def class_report(
     table.add("largest entropy, log K", math.log(len(masses.p)), None)
     for i, (p, error) in enumerate(zip(masses.p.tolist(), masses.errors.tolist(), strict=True)):
         table.add(f"mass of class {i}", p, error)
-    for result in class_codes(codes, test.labels[:n], seed=seed).results:
+    for result in class_codes(codes, test.labels[rows], seed=seed).results:
         table.add(result.name, float(result.value), result.error)
     if isinstance(density, StandardNormal) and masses.seen > 1:
         z, bounds = prior_codes(CODES, run.experiment.latent, seed=seed + 1).to(model.device), radius_bounds(masses)

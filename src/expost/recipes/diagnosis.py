@@ -27,7 +27,7 @@ from expost.recipes.runs import Run, fitted_at
 from expost.recipes.strips import SHOWN, Strips
 from expost.recipes.wrapped import code_options
 from expost.results import Curve, Series, Table
-from expost.seeds import seeded
+from expost.seeds import draw, seeded, some
 from expost.tensors import unit
 from expost.tutorial import Demonstration
 
@@ -193,21 +193,22 @@ def _strips(run: Run, density: Density, found: Diagnosis, spec: str, seed: int) 
     made = []
     if found.optimal is not None:
         o = found.optimal
-        nearest = unit(data.train.x[o.weights.indices[:SHOWN, 0].cpu()]).cpu()
+        shown = draw(len(o.inputs), SHOWN, "pictures", seed)
+        nearest = unit(data.train.x[o.weights.indices.cpu()[shown, 0]]).cpu()
         rows = {
-            "held-out data": o.inputs[:SHOWN],
-            "reconstruction": o.reconstructions[:SHOWN],
-            "optimal decoder": o.averages[:SHOWN],
+            "held-out data": o.inputs[shown],
+            "reconstruction": o.reconstructions[shown],
+            "optimal decoder": o.averages[shown],
             "largest weight": nearest,
         }
-        captions = {"largest weight": [f"{w:.2f}" for w in o.weights.weights[:SHOWN, 0].tolist()]}
+        captions = {"largest weight": [f"{w:.2f}" for w in o.weights.weights.cpu()[shown, 0].tolist()]}
         text = (
             "A decoder that memorises gives the third row instead of the first: the average of training data weighted by q(z | x_n) / Σ q(z | x_j). "
             "Below, the training image of largest weight."
         )
         made.append(Strips("memorisation", "Does the decoder memorise?", text, rows, SHOWN, captions))
     else:
-        x = data.test.x[:SHOWN]
+        x = some(data.test.x, SHOWN, "pictures", seed)
         rows = {"held-out data": unit(x).cpu(), "reconstruction": model.reconstruct(x).cpu()}
         made.append(Strips("reconstructions", "Reconstructions", "Data that the model has not seen.", rows))
     with torch.no_grad():
@@ -264,20 +265,17 @@ def _charts(run: Run, density: Density, found: Diagnosis, spec: str, n: int, see
             )
         )
     if found.optimal is not None:
-        some = run.dataset.train.x[:10_000]
-        shares = encoder_variances(run.model, some).series("posterior variances")
+        part = some(run.dataset.train.x, 10_000, "variances", seed)
+        shares = encoder_variances(run.model, part).series("posterior variances")
         text = "Units that carry information have variances near 0, those that do not near 1."
-        made.append(_chart("variances", f"Encoder variances of {len(some)} training data", text, (shares,)))
+        made.append(_chart("variances", f"Encoder variances of {len(part)} training data", text, (shares,)))
         o = found.optimal
         far = float(torch.quantile(torch.cat([o.to_input, o.to_average]), 0.999))
         axes = ("distance of x̂ from the optimal decoder", f"distance of x̂ from the input ({o.kind})")
         few = (o.weights.perplexity < PERPLEXITY).cpu()
         parts = (("one or two training examples explain the code", few), ("an average of more", ~few))
-        dots = [
-            Series(label, Curve(o.to_average[mask][:DOTS].tolist(), o.to_input[mask][:DOTS].tolist(), *axes), "dots")
-            for label, mask in parts
-            if bool(mask.any())
-        ]
+        picked = [(label, some(mask.nonzero()[:, 0], DOTS, "dots", seed)) for label, mask in parts]
+        dots = [Series(label, Curve(o.to_average[at].tolist(), o.to_input[at].tolist(), *axes), "dots") for label, at in picked if len(at)]
         line = Series("equally far", Curve([0.0, far], [0.0, far], *axes))
         text = (
             f"Where one or two training examples explain a code (perplexity below {PERPLEXITY:g}), points below the line are reconstructed from what "
@@ -290,7 +288,8 @@ def _charts(run: Run, density: Density, found: Diagnosis, spec: str, n: int, see
 
 def _codes(run: Run, density: Density, ablation: Tensor | None, spec: str, n: int, seed: int) -> Demonstration:
     """Codes of held-out data and draws of the density, in the two most used units."""
-    z = run.model.latents(run.dataset.test.x[:DOTS], at=fitted_at(spec), seed=seed).cpu()
+    rows = draw(len(run.dataset.test.x), DOTS, "dots", seed)
+    z = run.model.latents(run.dataset.test.x[rows], at=fitted_at(spec), seed=seed).cpu()
     with evaluating(density), seeded("codes", seed):
         draws = density().sample(torch.Size((min(len(z), n),))).cpu()
     first, second = (
@@ -303,7 +302,7 @@ def _codes(run: Run, density: Density, ablation: Tensor | None, spec: str, n: in
         series.append(Series("codes", Curve(z[:, first].tolist(), z[:, second].tolist(), *axes), "dots"))
     else:
         for c in range(run.dataset.classes):
-            part = z[labels[: len(z)] == c]
+            part = z[labels[rows] == c]
             if len(part):
                 series.append(Series(f"class {c}", Curve(part[:, first].tolist(), part[:, second].tolist(), *axes), "dots"))
     what = "samples of q(z | x)" if fitted_at(spec) == "sample" else "posterior means"

@@ -16,6 +16,7 @@ from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
 from expost.recipes.strips import Strips
 from expost.results import Curve, Series, Table
+from expost.seeds import draw
 from expost.tensors import unit
 from expost.tutorial import Demonstration
 
@@ -95,7 +96,7 @@ def figure1(lab: Lab, digit: int = HELD_OUT, shown: int = 3) -> Strips:
         found, train = judge(lab, run, digit), run.dataset.train.x
         strip: list[Tensor] = []
         captions[f"{name} {digit}s"] = []
-        for i in range(min(shown, len(found.inputs))):
+        for i in draw(len(found.inputs), shown, "figure 1", lab.seed).tolist():
             best = unit(train[found.weights.indices[i].cpu()]).cpu()
             strip += [found.inputs[i : i + 1], found.reconstructions[i : i + 1], found.averages[i : i + 1], best]
             captions[f"{name} {digit}s"] += ["input", "decoder", "average", *(f"{w:.2f}" for w in found.weights.weights[i].tolist())]

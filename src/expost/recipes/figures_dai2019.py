@@ -23,6 +23,7 @@ from expost.recipes.lab import Lab
 from expost.recipes.published import published
 from expost.recipes.runs import Run
 from expost.results import Series, Table
+from expost.seeds import some
 from expost.stage import SecondStage
 from expost.tensors import unit
 from expost.tutorial import Demonstration
@@ -242,7 +243,7 @@ def reconstructions(lab: Lab) -> Strips:
     rows: dict[str, Tensor] = {}
     for name, (recipe, density) in MODELS.items():
         run = lab.run(recipe)
-        x = run.dataset.test.x[:SHOWN]
+        x = some(run.dataset.test.x, SHOWN, "pictures", lab.seed)
         rows.setdefault("test images", unit(x))
         rows[name] = run.model.with_prior(run.density(density)).reconstruct(x).clamp(0, 1).cpu()
     caption = f"The second stage does not change reconstructions. {ASSUMED}"
@@ -262,8 +263,8 @@ def sample_figure(lab: Lab, number: int) -> list[Strips]:
 
 
 def variances_of(run: Run) -> EncoderVariances:
-    """Encoder variances of the first training images."""
-    return encoder_variances(run.model, run.dataset.train.x[:IMAGES])
+    """Encoder variances of :data:`IMAGES` training images."""
+    return encoder_variances(run.model, some(run.dataset.train.x, IMAGES, "variances", run.seed))
 
 
 def cifar_source(lab: Lab) -> str | None:

@@ -24,6 +24,7 @@ from expost.recipes.strips import SHOWN, Strips
 from expost.recipes.sweeps import WATCHED, during_training, kl_weights
 from expost.recipes.table_ghosh2020 import MODELS, SINGLE, normal_of
 from expost.results import Curve, Series, Table
+from expost.seeds import some
 from expost.tensors import unit
 from expost.tutorial import Demonstration
 
@@ -45,7 +46,7 @@ def reconstructions(lab: Lab) -> Strips:
     """Test images and every model's reconstructions of them; the 2sVAE's pass through both stages."""
     rows: dict[str, Tensor] = {}
     for model, run in _runs(lab).items():
-        x = run.dataset.test.x[:SHOWN]
+        x = some(run.dataset.test.x, SHOWN, "pictures", lab.seed)
         rows.setdefault("test images", unit(x))
         rows[model] = _two_stage(run).reconstruct(x).cpu() if model == "2sVAE" else run.model.reconstruct(x).cpu()
     return Strips("reconstructions", f"Reconstructions ({_title(lab)})", "The first row are the test images themselves.", rows)
@@ -126,7 +127,7 @@ def copies_table(lab: Lab, n: int = 2_000) -> tuple[Table, bool]:
     table = Table(("model", "relative distance", "verdict"), title=f"Are samples copies of training images? ({_title(lab)})")
     real = lab.run(MODELS[SINGLE[0]])  # all models are trained on the same images
     pixels = _pixels(real)
-    train, test = (extract(pixels, x, device=lab.device) for x in (real.dataset.train.x, real.dataset.test.x[:n]))
+    train, test = (extract(pixels, x, device=lab.device) for x in (real.dataset.train.x, some(real.dataset.test.x, n, "copies", lab.seed)))
     of_test = nearest(test, train)
     for model in SINGLE:
         run = lab.run(MODELS[model])

@@ -13,6 +13,7 @@ from expost.codec import compress, decompress, general_purpose, negative_elbo
 from expost.objectives.noise import binarised
 from expost.recipes.lab import Lab
 from expost.results import Table
+from expost.seeds import some
 
 __all__ = ["Coder", "coders", "compression_table", "rates"]
 
@@ -48,9 +49,9 @@ PUBLISHED = {
 
 
 def images(lab: Lab, binary: bool) -> Tensor:
-    """Test images of the lab's data: all, or the first 100 at smoke budget; binarised once, by the seed."""
+    """Test images of the lab's data: all, or 100 at smoke budget; binarised once, by the seed."""
     x = lab.dataset.test.x
-    x = x[:100] if lab.budget == "smoke" else x
+    x = some(x, 100, "compress", lab.seed) if lab.budget == "smoke" else x
     return binarised(x, lab.seed) if binary else x
 
 
@@ -59,7 +60,8 @@ def rates(lab: Lab, coder: Coder) -> dict[str, Any]:
     run = lab.run(coder.recipe)
     assert run.folder is not None
     x = images(lab, coder.binary)
-    key = f"compression of {len(x)} test images, {coder.density}, seed {lab.seed}"
+    drawn = "random " * (len(x) < len(run.dataset.test.x))
+    key = f"compression of {len(x)} {drawn}test images, {coder.density}, seed {lab.seed}"
     saved = run.folder.results().get(key)
     if saved is None:
         model = run.model if coder.density == "prior" else run.model.with_prior(run.density(coder.density))

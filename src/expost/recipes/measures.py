@@ -14,7 +14,7 @@ from expost.data.toy import entropy_bits
 from expost.density import StandardNormal
 from expost.recipes.lab import Lab
 from expost.recipes.verdict import Verdict
-from expost.seeds import seeded
+from expost.seeds import seeded, some
 from expost.tensors import batches, unit
 
 
@@ -56,7 +56,7 @@ def b5(lab: Lab) -> Verdict:
     run = lab.run("dai2019/vae-learned")
     head = run.model.decoder.head
     assert isinstance(head, heads.Gaussian)
-    x = run.dataset.train.x[:10_000]
+    x = some(run.dataset.train.x, 10_000, "b5", lab.seed)
     z = run.model.latents(x, at="sample", seed=lab.seed)
     total = 0.0
     for codes, images in zip(batches(z, 500), batches(x, 500), strict=True):

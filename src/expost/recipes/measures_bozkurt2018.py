@@ -10,6 +10,7 @@ from expost.recipes.figures_bozkurt2018 import BINS, HELD_OUT, UP_TO, before_tra
 from expost.recipes.lab import Lab
 from expost.recipes.sweep_bozkurt2018 import architectures, correlations
 from expost.recipes.verdict import Verdict
+from expost.seeds import some
 from expost.tensors import batches, unit
 
 __all__ = ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "a10", "a11"]
@@ -17,7 +18,7 @@ __all__ = ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "a10", "a11"]
 
 def a1(lab: Lab) -> Verdict:
     run = run_of(lab, "bozkurt2018/deep", HELD_OUT)
-    train, x = run.dataset.train.x, digit_images(run, HELD_OUT)[:50]
+    train, x = run.dataset.train.x, some(digit_images(run, HELD_OUT), 50, "a1", lab.seed)
     aggregate = aggregate_of(run.model, train)
     found = aggregate.query(run.model.latents(x, at="mean"), values=train.to(run.model.device), top=len(train))
     assert found.average is not None

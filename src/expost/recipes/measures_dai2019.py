@@ -14,7 +14,7 @@ from expost.objectives import ELBO
 from expost.recipes.figures_dai2019 import LEARNED, cifar_run, spectra_of, variances_of
 from expost.recipes.lab import Lab
 from expost.recipes.verdict import Verdict
-from expost.seeds import permutation, seeded
+from expost.seeds import permutation, seeded, some
 
 __all__ = ["b7", "b8", "b9", "b10", "b11", "b12", "b13", "b14"]
 
@@ -36,7 +36,7 @@ def b7(lab: Lab) -> Verdict:
 
 def b8(lab: Lab) -> Verdict:
     run = lab.run(LEARNED)
-    found = noise_correlation(run.model, run.dataset.test.x[:IMAGES], seed=lab.seed)
+    found = noise_correlation(run.model, some(run.dataset.test.x, IMAGES, "b8", lab.seed), seed=lab.seed)
     unused = found.details.get("unused")
     tail = "no direction has λ > .95" if unused is None else f"directions with λ > .95 reach {unused:.2e} of the largest image variance"
     text = f"Spearman {found.value:.3f} ± {found.error:.3f} over {found.n} images (highest {found.details['highest']:.3f}); {tail}"
@@ -97,7 +97,7 @@ def b11(lab: Lab) -> Verdict:
 def b12(lab: Lab) -> Verdict:
     """ "Small": below .25, and less than half of what the same predictions in shuffled order give."""
     run = lab.run(LEARNED)
-    found = jacobian_identity(run.model, run.dataset.test.x[:IMAGES], seed=lab.seed)
+    found = jacobian_identity(run.model, some(run.dataset.test.x, IMAGES, "b12", lab.seed), seed=lab.seed)
     mixed = found.predicted[:, permutation(found.predicted.shape[1], "b12", lab.seed)]
     chance = float((found.encoder.log() - mixed.log()).abs().median())
     value = found.difference.value
@@ -123,7 +123,7 @@ def b13(lab: Lab) -> Verdict:
     was still falling by .25 after 12 000 steps (see expost.diagnose.manifold), so that only the cost, not γ, is bounded by the theory.
     """
     run = lab.run(LEARNED)
-    x = run.dataset.test.x[:1000]
+    x = some(run.dataset.test.x, 1000, "b13", lab.seed)
     same = torch.equal(run.model.reconstruct(x), run.model.with_prior(run.density("stage")).reconstruct(x))
     plane, line = gaussian_ring(2000, seed=lab.seed), manifold_data(2000, 2, 1, curved=0.5, seed=lab.seed)
     full, thin = learned_variance(plane, 2, seed=lab.seed), learned_variance(line, 2, seed=lab.seed)

@@ -19,7 +19,7 @@ from expost.recipes.lab import Lab
 from expost.recipes.table_ghosh2020 import MODELS, ORDERINGS, RAES, SINGLE, measured, recall_rises, scores_of
 from expost.recipes.verdict import Verdict
 from expost.results import format_number
-from expost.seeds import seeded
+from expost.seeds import seeded, some
 
 __all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "c12", "c13", "c18"]
 
@@ -85,7 +85,7 @@ def c9(lab: Lab) -> Verdict:
     every = [v for m in SINGLE for metric in ("F8", "F1/8") for v in scores_of(lab, m).of(metric).values()]
     run = lab.run(MODELS["RAE"])
     extractor, _ = lab.extractor(run.dataset)
-    test = extract(extractor, run.dataset.test.x[:10_000], device=lab.device)
+    test = extract(extractor, some(run.dataset.test.x, 10_000, "c9", lab.seed), device=lab.device)
     same = prd(test, test, seed=lab.seed)
     fresh = scores_of(lab, "RAE").of("F8")["control: held-out images"]
     itself = min(same.f8.value, same.f1_8.value)

@@ -16,6 +16,7 @@ from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.objectives import ELBO
 from expost.recipes.lab import Lab
 from expost.results import Curve
+from expost.seeds import some
 from expost.train import Watch
 
 __all__ = ["FACTORS", "RECIPE", "SAMPLES", "Weighted", "during_training", "kl_weights"]
@@ -31,7 +32,7 @@ def during_training(lab: Lab) -> dict[int, Curve]:
     """k -> FD of test reconstructions against epochs. The FD has the lab's extractor and at most 10 000 test images."""
     _, dataset = lab.plan(RECIPE)
     extractor, _ = lab.extractor(dataset)
-    test = dataset.test.x[:10_000]
+    test = some(dataset.test.x, 10_000, "watched", lab.seed)
     reference = FeatureStats.from_features(cached_features(extractor, test))
 
     def watch(model: Autoencoder) -> dict[str, float]:
