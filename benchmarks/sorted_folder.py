@@ -6,8 +6,7 @@
 
 The data are written twice, into ``train``, ``val`` and ``test`` each: as PNG files in class folders, and as arrays in random order. A model is
 trained on the arrays; a run on the folder gets its weights. Then every command that looks at a part of the data runs on the folder, on the arrays,
-and on the arrays with another seed: by how much the last two differ is what a draw is worth. ``--n`` is used where a command has it, besides its
-default. The recipe is a VAE, so that every command applies.
+and on the arrays with another seed: by how much the last two differ is what a draw is worth. ``evaluate`` runs with its default n, too. The recipe is a VAE, so that every command applies.
 """
 
 from __future__ import annotations
@@ -130,36 +129,34 @@ def figures(name: str, seed: int, run: Path, sets: dict[str, Path], root: Path, 
     loaded = load_run(run, device="cpu").dataset.test
     found["evaluate: classes among the 16 test images shown"] = classes(shown["test images"], loaded)
 
-    for n in ((), ("--n", options.n)):
-        expost_("diagnose", run, "--density", "gmm:10", *n, *(["--classes"] if options.classes and n else []), *common)
-        report = json.loads((run / "diagnosis" / "diagnosis.json").read_text())
-        which = f"diagnose{', n = ' + str(options.n) if n else ''}"
-        measured = {**report["measured"], **report["panel"]["results"]}
-        for key in (
-            "code_scale",
-            "loss_ratio",
-            "relative_error",
-            "mutual_information",
-            "reconstruction_gain",
-            "mmd",
-            "c2st",
-            "dimension_codes",
-        ):
-            if key in measured:
-                found[f"{which}: {key}"] = measured[key]["value"]
-        found[f"{which}: findings"] = len(report["findings"])
-        if report["classes"] is not None:
-            found |= {f"diagnose --classes, n = {options.n}: {row[0]}": row[1] for row in report["classes"]["rows"] if row[1] is not None}
+    part = ("--n", options.n)  # diagnose and compare draw from all there is by default, or nearly
+    expost_("diagnose", run, "--density", "gmm:10", *part, *(["--classes"] if options.classes else []), *common)
+    report = json.loads((run / "diagnosis" / "diagnosis.json").read_text())
+    measured = {**report["measured"], **report["panel"]["results"]}
+    for key in (
+        "code_scale",
+        "loss_ratio",
+        "relative_error",
+        "mutual_information",
+        "reconstruction_gain",
+        "mmd",
+        "c2st",
+        "dimension_codes",
+    ):
+        if key in measured:
+            found[f"diagnose, n = {options.n}: {key}"] = measured[key]["value"]
+    found[f"diagnose, n = {options.n}: findings"] = len(report["findings"])
+    if report["classes"] is not None:
+        found |= {f"diagnose --classes, n = {options.n}: {row[0]}": row[1] for row in report["classes"]["rows"] if row[1] is not None}
 
     expost_("likelihood", run, "--n", options.n, "--samples", 16, *common)
     found[f"likelihood, n = {options.n}: nats"] = results(run, "likelihood")["nll"]["value"]
 
-    sides = [sets["sorted"] / part if name == "sorted" else root / f"{part}.npy" for part in ("val", "test")]
-    for n in ((), ("--n", options.n)):
-        expost_("compare", *sides, "--metrics", "fd", "neighbours", *n, "--out", root / "compared.json", *common)
-        compared = json.loads((root / "compared.json").read_text())["generated"]
-        for metric in ("FD", "coverage"):
-            found[f"compare validation with test{', n = ' + str(options.n) if n else ''}: {metric}"] = compared[metric]["value"]
+    sides = [sets["sorted"] / side if name == "sorted" else root / f"{side}.npy" for side in ("val", "test")]
+    expost_("compare", *sides, "--metrics", "fd", "neighbours", *part, "--out", root / "compared.json", *common)
+    compared = json.loads((root / "compared.json").read_text())["generated"]
+    for metric in ("FD", "coverage"):
+        found[f"compare validation with test, n = {options.n}: {metric}"] = compared[metric]["value"]
 
     said = expost_("wrap", "shared_model:pair", "--data", sets[name], "--out", root / f"wrapped-{name}-{seed}", *common)
     lines = {line.rsplit(None, 1)[0].strip(): line.rsplit(None, 1)[1] for line in said.splitlines() if line.strip()}
