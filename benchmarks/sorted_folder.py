@@ -6,7 +6,8 @@
 
 The data are written twice, into ``train``, ``val`` and ``test`` each: as PNG files in class folders, and as arrays in random order. A model is
 trained on the arrays; a run on the folder gets its weights. Then every command that looks at a part of the data runs on the folder, on the arrays,
-and on the arrays with another seed: by how much the last two differ is what a draw is worth. ``evaluate`` runs with its default n, too. The recipe is a VAE, so that every command applies.
+and on the arrays with another seed: by how much the last two differ is what a draw is worth. ``evaluate`` runs with its default n,
+too. The recipe is a VAE, so that every command applies.
 """
 
 from __future__ import annotations
