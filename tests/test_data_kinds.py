@@ -236,3 +236,88 @@ def test_nan_is_reported_by_its_number_in_the_whole_set(tmp_path: Path, capsys: 
     assert "row 633" in capsys.readouterr().err
     with pytest.raises(ValueError, match="row 633"):
         expost.evaluate.set_features(expost.evaluate.features.Pixels((1, 8, 8)), torch.from_numpy(x)[:, None])
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_compare_reads_what_training_reads_and_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    grey = np.random.default_rng(0).integers(0, 256, (60, 9, 9, 5), dtype=np.uint8)
+    np.save(tmp_path / "last.npy", grey.astype(np.float32))
+    np.save(tmp_path / "first.npy", grey.transpose(0, 3, 1, 2))
+    command = [
+        "compare",
+        str(tmp_path / "last.npy"),
+        str(tmp_path / "first.npy"),
+        "--extractor",
+        "pixels",
+        "--metrics",
+        "fd",
+        "--no-controls",
+    ]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "whole floats 0 ... 255 became uint8" in said
+    assert "channels were last (60, 9, 9, 5)" in said
+    assert torch.equal(
+        expost.evaluate.ArraySet(tmp_path / "last.npy").read(0, 60), expost.evaluate.ArraySet(tmp_path / "first.npy").read(0, 60)
+    )
+    assert load(tmp_path / "last.npy").hash == load(tmp_path / "first.npy").hash
+    (tmp_path / "rgba").mkdir()
+    for i in range(12):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 4), dtype=np.uint8), "RGBA").save(tmp_path / "rgba" / f"{i}.png")
+    assert main(["compare", *[str(tmp_path / "rgba")] * 2, *command[3:]]) == 0
+    assert "alpha dropped" in capsys.readouterr().out
+    with (tmp_path / "negative.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (-5, 8, 8)})
+        file.write(bytes(400))
+    for bad in (
+        ["compare", str(tmp_path / "negative.npy"), *command[2:]],
+        ["train", "ghosh2020/rae", "--data", str(tmp_path / "negative.npy")],
+    ):
+        assert main(bad) == 2
+        assert "negative.npy" in capsys.readouterr().err
+    x = np.full((20, 1, 4, 4), 0.5, np.float32)
+    x[3, 0, 0, 0] = 1.0000001
+    with pytest.raises(ValueError, match=r"reach from 0\.5 to 1\.0000001"):
+        expost.evaluate.features.images(torch.from_numpy(x))
+
+
+def test_links_are_followed_and_never_in_circles(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(24):
+        place = tmp_path / "store" / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)).save(place)
+    real = load(tmp_path / "store")
+    linked = tmp_path / "linked"
+    (linked / "a").mkdir(parents=True)
+    (linked / "b").symlink_to(tmp_path / "store" / "b")
+    for file in sorted((tmp_path / "store" / "a").iterdir()):
+        (linked / "a" / file.name).symlink_to(file)
+    (linked / "a" / "up").symlink_to(linked)
+    (linked / "b" / "loop").symlink_to(tmp_path / "store" / "b")
+    assert load(linked).hash == real.hash
+    assert len(expost.evaluate.FolderSet(linked)) == 24
+    (linked / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"gone.png is a link that leads nowhere"):
+        load(linked)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 16])
+def test_images_of_any_number_of_channels_go_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int) -> None:
+    np.save(tmp_path / "c.npy", np.random.default_rng(0).integers(0, 256, (300, channels, 8, 8), dtype=np.uint8))
+    out = str(tmp_path / "run")
+    assert main(["train", "ghosh2020/rae", "--data", str(tmp_path / "c.npy"), *SMOKE, "--out", out]) == 0
+    assert main(["sample", out, "--density", "gaussian", "--n", "3", "--grid", str(tmp_path / "s.png")]) == 0
+    assert "pictures show" in capsys.readouterr().out
+    assert main(["evaluate", out, "--extractor", "pixels", "--density", "gaussian", "--metrics", "fd"]) == 0
+    said = capsys.readouterr().out
+    assert "samples.png" in said
+    assert "pictures show" in said
+    if channels == 2:
+        assert main(["diagnose", out, "--n", "30"]) == 0
+        assert (tmp_path / "run" / "diagnosis" / "samples.png").is_file()

@@ -4,7 +4,7 @@ Which array is what is read off its name: ``x_train`` / ``train`` / ``test_image
 labels; else the whole set is ``images``, ``x``, ``data`` or the first array, with ``labels`` or ``y``. Several files in a folder are
 told apart by their names in the same way (``train.npz`` and ``test.npz``, or ``x_train.npy`` and ``y_train.npy``).
 
-Images are (n, H, W), (n, C, H, W), or (n, H, W, C) with 1, 3 or 4 channels, which are moved to the front. They become ``uint8`` if nothing
+Images are (n, H, W), (n, C, H, W), or (n, H, W, C), whose channels are moved to the front (:func:`channels_last`). They become ``uint8`` if nothing
 is lost: booleans, whole numbers 0 ... 255, and floats k/255 in their own precision; other floats in [0, 1] stay floats. Two-dimensional
 floating arrays (n, d) are points.
 """
@@ -22,7 +22,7 @@ from expost.data.decode import Decoder
 from expost.data.source import SPLITS, Source, encode_labels, relative, split_of
 from expost.tensors import check_finite
 
-__all__ = ["array_source", "images_of", "to_data"]
+__all__ = ["array_source", "channels_last", "images_of", "to_data"]
 
 #: Where an array came from, and the array.
 Named = tuple[str, np.ndarray]
@@ -123,7 +123,7 @@ def to_data(array: np.ndarray, what: str) -> tuple[Tensor, list[str]]:
         return torch.from_numpy(array), notes
     if array.ndim == 3:
         array = array[:, None]
-    elif array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+    elif channels_last(array.shape):
         notes.append(f"channels were last {array.shape} and are first now")
         array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     if array.dtype == np.uint8:
@@ -137,12 +137,22 @@ def to_data(array: np.ndarray, what: str) -> tuple[Tensor, list[str]]:
             raise ValueError(f"{what} has whole numbers from {low} to {high}: images need 0 ... 255 as uint8, or floats in [0, 1]")
         return torch.from_numpy(array.astype(np.uint8)), notes
     if low < 0 or (high > 1 and not (high <= 255 and _whole(array))):
-        raise ValueError(f"{what} has values from {low:g} to {high:g}: scale images to [0, 1] first, (x + 1) / 2 for [-1, 1]")
+        raise ValueError(
+            f"{what} has values from {low} to {high}: scale images to [0, 1] first, (x + 1) / 2 for [-1, 1], x / 255 for grey levels"
+        )
     if high > 1:
         notes.append("whole floats 0 ... 255 became uint8")
         return torch.from_numpy(array.astype(np.uint8)), notes
     levels = _levels(array)
     return torch.from_numpy(array if levels is None else levels), notes
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape (n, a, b, c) have their channels last: 1, 3 or 4 of them, or up to 16 behind a square or large image."""
+    _, first, second, last = shape
+    if first in (1, 3, 4):
+        return False
+    return last in (1, 3, 4) or (last <= 16 and second != last and (first == second or first > 16) and last < first)
 
 
 def _whole(array: np.ndarray) -> bool:

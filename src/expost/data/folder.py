@@ -14,7 +14,7 @@ from expost.data.pictures import picture_source
 from expost.data.source import Source
 from expost.data.tables import table_source
 
-__all__ = ["SUFFIXES", "open_folder"]
+__all__ = ["SUFFIXES", "files_below", "open_folder"]
 
 #: Files that :func:`open_folder` reads by themselves.
 SUFFIXES = (".parquet", ".npz", ".npy")
@@ -33,7 +33,7 @@ def open_folder(place: Path, *, celeba: bool = False, labelled: bool = True) -> 
         if place.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{place} is none of {', '.join(SUFFIXES)}: give such a file, or a folder of pictures")
     else:
-        files, root = _files(place), place
+        files, root = files_below(place), place
     by_suffix: dict[str, list[Path]] = {}
     for file in files:
         by_suffix.setdefault(file.suffix.lower(), []).append(file)
@@ -47,12 +47,27 @@ def open_folder(place: Path, *, celeba: bool = False, labelled: bool = True) -> 
     raise ValueError(f"{place} holds {held}: give a folder with parquet files, pictures (.png, .jpg ...) or arrays (.npz, .npy)")
 
 
-def _files(folder: Path) -> list[Path]:
-    found = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        found += [Path(where, name) for name in sorted(files) if not name.startswith(".")]
-    return found
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
+    """The files below a folder in sorted order, without hidden ones. Links are followed, but never into a folder that one is already in.
+
+    Raises:
+        ValueError: a link that leads nowhere.
+    """
+    above = (*above, os.path.realpath(folder))
+    found: list[Path] = []
+    folders: list[Path] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(folder, entry.name)
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if not entry.name.startswith("__") and os.path.realpath(path) not in above:
+                folders.append(path)
+        elif entry.is_file():
+            found.append(path)
+        elif entry.is_symlink():
+            raise ValueError(f"{path} is a link that leads nowhere ({os.readlink(path)}): repair or remove it")
+    return found + [file for inner in folders for file in files_below(inner, above)]
 
 
 def _identity(root: Path, files: list[Path], *options: Any) -> list[Any]:

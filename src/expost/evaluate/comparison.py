@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def compare(
     def read(source: str | ImageSet | Tensor, split: str, many: int | None) -> ImageSet:
         if isinstance(source, str):
             return image_set(source, size=size, channels=channels, key=key, n=many, split=split, seed=seed)
-        return drawn(InMemory(source) if isinstance(source, Tensor) else source, many, seed)
+        return drawn(source if isinstance(source, ImageSet) else InMemory(source), many, seed)
 
     made, true = read(generated, "test", n), read(real, "test", n)
     seen = None if train is None else read(train, "train", None)
@@ -161,12 +162,23 @@ def compare(
             own = _statistics(judge, images, device, cache)
             result = frechet_distance(own, moments).result(judge.label)
             found[name] = {"FD": placed(result, judge.identity, images.name, true.name, (own.n, moments.n, 0), seed)}
-        return found
+        return _noted(found, made, true, seen)
     known = None if seen is None else _features(judge, seen, device, cache)
     reference = Reference(judge.identity, judge.label, true.name, _features(judge, true, device, cache), known, cache, memory)
-    return {
+    found = {
         name: measure(_features(judge, images, device, cache), reference, name=images.name, groups=chosen, seed=seed)
         for name, images in rows.items()
+    }
+    return _noted(found, made, true, seen)
+
+
+def _noted(found: dict[str, dict[str, Result]], *sets: ImageSet | None) -> dict[str, dict[str, Result]]:
+    """The results, those of the generated set with what must be said of how the files were read."""
+    inner = [images.images if isinstance(images, _Drawn) else images for images in sets]
+    said = tuple(dict.fromkeys(note for images in inner if isinstance(images, FolderSet | ArraySet) for note in images.notes()))
+    return {
+        row: {name: replace(r, notes=(*r.notes, *said)) for name, r in results.items()} if row == "generated" else results
+        for row, results in found.items()
     }
 
 

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expost.data.arrays import channels_last
 from expost.data.decode import Decoder
+from expost.data.folder import files_below
 from expost.data.pictures import SUFFIXES
 from expost.data.source import need
 from expost.evaluate.features import Shape
@@ -52,7 +54,7 @@ class FolderSet:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give a folder of pictures (.png, .jpg ...)")
         need("PIL", "Pillow", "reading pictures")
-        files = [f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and not _hidden(f.relative_to(folder)) and f.is_file()]
+        files = [f for f in files_below(folder) if f.suffix.lower() in SUFFIXES]
         if not files:
             raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}): give another folder")
         self.files, self.name, self._decoder = sorted(files), name or folder.name, Decoder(crop, size)
@@ -63,6 +65,17 @@ class FolderSet:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def notes(self) -> list[str]:
+        """What a reader of numbers must know of how the pictures were decoded; their headers say it."""
+        from PIL import Image
+
+        seen = Decoder()
+        for file in self.files:
+            with Image.open(file) as picture:
+                seen.seen.add(picture.format or "?")
+                seen.seen.add(picture.mode)
+        return [f"{self.name}: {note}" for note in seen.notes()]
 
     def read(self, start: int, stop: int) -> Tensor:
         check_range(self, start, stop)
@@ -87,9 +100,9 @@ class FolderSet:
 
 
 class ArraySet:
-    """Images in a ``.npy`` file, or in an array of an ``.npz`` archive: (n, H, W), (n, C, H, W), or (n, H, W, C) with 1, 3 or 4 channels.
+    """Images in a ``.npy`` file, or in an array of an ``.npz`` archive: (n, H, W), (n, C, H, W), or (n, H, W, C), as :mod:`expost.data` reads them.
 
-    Booleans become 0 and 255, whole numbers must lie in 0 ... 255, floats in [0, 1]. An array that an archive holds uncompressed
+    Booleans become 0 and 255, whole numbers must lie in 0 ... 255, floats in [0, 1] or all be whole numbers 0 ... 255. An array that an archive holds uncompressed
     (``numpy.savez``) is mapped where it lies, without a look at its checksum; a compressed one is first unpacked into a temporary file, which
     needs its size on disk and goes with the set.
 
@@ -116,9 +129,10 @@ class ArraySet:
         shape = self._place.shape
         if self._place.dtype.kind not in "biuf" or self._place.dtype.itemsize > 8:
             raise ValueError(f"{self.path} is of type {self._place.dtype}: save it as numbers (uint8, or float32 in [0, 1])")
-        if len(shape) not in (3, 4) or 0 in shape:
+        if len(shape) not in (3, 4) or min(shape) < 1:
             raise ValueError(f"{self.path} has shape {shape}: images are (n, H, W) or (n, C, H, W)")
-        self._last = len(shape) == 4 and shape[1] not in (1, 3, 4) and shape[3] in (1, 3, 4)
+        self._last = len(shape) == 4 and channels_last(shape)
+        self._levels: bool | None = None
         self.shape: Shape = (1, *shape[1:]) if len(shape) == 3 else (shape[3], shape[1], shape[2]) if self._last else shape[1:]  # type: ignore[assignment]
 
     def __len__(self) -> int:
@@ -139,7 +153,31 @@ class ArraySet:
                     f"{self.path} has whole numbers from {block.min()} to {block.max()}: images need 0 ... 255 as uint8, or floats in [0, 1]"
                 )
             block = block.astype(np.uint8)
+        elif block.dtype.kind == "f" and self._grey():
+            block = block.astype(np.uint8)
         return torch.from_numpy(np.ascontiguousarray(block))
+
+    def _grey(self) -> bool:
+        """Whether floats are whole numbers 0 ... 255, some of them above 1, throughout: they are 8-bit images then, as everywhere."""
+        if self._levels is None:
+            place, top = self._place, 0.0
+            self._levels = True
+            mapped = np.memmap(place.file, place.dtype, "r", place.offset, place.shape, place.order)
+            rows = max(1, 2**22 // max(1, math.prod(place.shape[1:])))
+            for start in range(0, place.shape[0], rows):
+                block = np.asarray(mapped[start : start + rows])
+                top = max(top, float(block.max()))
+                if not (block.min() >= 0 and block.max() <= 255 and bool((block == np.rint(block)).all())):
+                    self._levels = False
+                    break
+            self._levels = self._levels and top > 1
+        return self._levels
+
+    def notes(self) -> list[str]:
+        """What a reader of numbers must know of how the file was read."""
+        moved = [f"{self.name}: channels were last {self._place.shape} and are first now"] if self._last else []
+        grey = self._place.dtype.kind == "f" and self._grey()
+        return moved + ([f"{self.name}: whole floats 0 ... 255 became uint8"] if grey else [])
 
 
 @dataclass(frozen=True)
@@ -205,7 +243,3 @@ def check_range(images: _Sized, start: int, stop: int) -> None:
     """``ValueError`` unless 0 <= start <= stop <= len(images)."""
     if not 0 <= start <= stop <= len(images):
         raise ValueError(f"{images.name} has images 0 to {len(images) - 1}: images {start} to {stop - 1} cannot be read")
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
