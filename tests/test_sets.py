@@ -236,7 +236,7 @@ def test_bad_arguments_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for call, error, sentence in (
         (lambda: set_features(NETWORK, x[:0]), ValueError, "images holds no images"),
         (lambda: set_features(NETWORK, x, batch_size=0), ValueError, "batch size"),
-        (lambda: set_features(NETWORK, [1, 2]), TypeError, "FolderSet"),  # type: ignore[arg-type]
+        (lambda: set_features(NETWORK, 1), TypeError, "must be a tensor"),  # type: ignore[arg-type]
         (lambda: set_features(NETWORK, x, out=tmp_path / "f.bin"), ValueError, ".npy"),
         (lambda: set_features(NETWORK, InMemory(x * 2, "mine")), ValueError, r"mine, images 0 to 3: float images must lie in \[0, 1\]"),
         (lambda: set_statistics(NETWORK, x[0]), ValueError, r"\(n, C, H, W\)"),

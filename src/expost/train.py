@@ -19,6 +19,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -63,6 +64,10 @@ class _State(TypedDict):
     bad: Annotated[int, Meta(ge=0)]
     schedule: dict[str, float]
     history: dict[str, Any]
+
+
+READ_AHEAD = 2**29
+"""Bytes of data from which batches are gathered one step ahead."""
 
 
 class _Step(nn.Module):
@@ -164,7 +169,9 @@ class _Fit:
             module.to(self.device)
         checked = _checksum(x) if val is None else f"{_checksum(x)} {_checksum(val)}"
         self.fingerprint = f"{training.identity()} {stable_repr(objective)} {tuple(x.shape)} {checked} seed={seed}"
-        self.x, self.val = x.to(self.device), val.to(self.device) if val is not None else None
+        self.x, self.val = self._placed(x), None if val is None else self._placed(val)
+        self.reader = ThreadPoolExecutor(1, "rows") if x.nbytes > READ_AHEAD and self.x.device.type == "cpu" else None
+        self.ahead: tuple[tuple[int, int], Future[Tensor]] | None = None
         self.batch = min(training.batch_size, len(x))
         if self.batch % self.world:
             raise ValueError(f"the batch of {self.batch} cannot be shared by {self.world} processes: choose a multiple of {self.world}")
@@ -251,7 +258,7 @@ class _Fit:
                 self.x = draw_codes(self.source, seed=self.seed, epoch=epoch).to(self.device)
         share = self.batch // self.world
         start = place * self.batch + self.rank * share
-        x = unit(self.x.index_select(0, self.order[start : start + share].to(self.device)), self.model.dtype)
+        x = unit(self._rows(start, share, place + 1 < self.per_epoch), self.model.dtype)
         objective = self.objective.at(self.step)
         _reseed(seed_from("noise", self.seed, self.step, self.rank), self.device)
         rate = self.training.schedule.factor(self.step / self.total, epoch) * self.schedule_state.get("factor", 1.0)
@@ -280,6 +287,26 @@ class _Fit:
             self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
         self.count += 1
         self.step += 1
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """On the device; data of more than half of a GPU's free memory stay where they are, and go there batch by batch."""
+        if self.device.type == "cuda" and x.nbytes > torch.cuda.mem_get_info(self.device)[0] // 2:
+            return x
+        return x.to(self.device)
+
+    def _rows(self, start: int, share: int, more: bool) -> Tensor:
+        """The rows of this step. Those of large data, which are mapped from a file, are gathered by a thread one step ahead."""
+        order = self.order
+        if self.reader is None:
+            return self.x.index_select(0, order[start : start + share].to(self.x.device)).to(self.device)
+        if self.ahead is None or self.ahead[0] != (self.step, start):
+            self.ahead = (self.step, start), self.reader.submit(self.x.index_select, 0, order[start : start + share])
+        rows = self.ahead[1].result()
+        following = start + self.batch
+        self.ahead = None
+        if more:
+            self.ahead = (self.step + 1, following), self.reader.submit(self.x.index_select, 0, order[following : following + share])
+        return rows.to(self.device)
 
     def _bookkeeping(self) -> None:
         """After a step: notice a non-finite loss, write rows, validate, checkpoint, watch the clock."""
@@ -359,7 +386,7 @@ class _Fit:
         objective = self.objective.at(self.step)
         with evaluating(self.model, *objective.modules().values()), seeded("val", self.seed, epoch), network_precision(self.precision):
             for rows in batches(order, size):
-                loss = objective(self.model, unit(self.val.index_select(0, rows), self.model.dtype))
+                loss = objective(self.model, unit(self.val.index_select(0, rows.to(self.val.device)).to(self.device), self.model.dtype))
                 for name, value in {"total": loss.total, **loss.parts}.items():
                     totals[name] = totals.get(name, 0.0) + float(value.mean()) * len(rows) / used
         watched: dict[str, float] = {}

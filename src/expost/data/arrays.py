@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from expost.data.decode import Decoder
+from expost.data.mapped import converted, limit, scratch, taken
 from expost.data.source import SPLITS, Source, encode_labels, relative, split_of
 from expost.tensors import check_finite
 
@@ -58,8 +59,7 @@ def array_source(root: Path, files: list[Path]) -> Source:
     classes = [_classes(*labels[part], counts[part]) if part in labels else None for part in parts]
 
     def fetch(rows: Tensor | None, decoder: Decoder) -> tuple[Tensor, list[str]]:
-        x = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        x = x if rows is None else x[rows]
+        x = taken(tensors, rows)
         if decoder.crop is None and decoder.size is None:
             return x, []
         if x.dtype != torch.uint8 or x.shape[1] not in (1, 3):
@@ -116,7 +116,7 @@ def to_data(array: np.ndarray, what: str) -> tuple[Tensor, list[str]]:
         raise ValueError(f"{what} has shape {array.shape}: images are (n, H, W) or (n, C, H, W), points are floats (n, d)")
     if len(array) == 0:
         raise ValueError(f"{what} is empty: give at least one example")
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    array = converted(array, array.dtype.newbyteorder("="))
     if kind == "f":
         check_finite(torch.from_numpy(array), what)
     if array.ndim == 2:
@@ -125,24 +125,24 @@ def to_data(array: np.ndarray, what: str) -> tuple[Tensor, list[str]]:
         array = array[:, None]
     elif channels_last(array.shape):
         notes.append(f"channels were last {array.shape} and are first now")
-        array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+        array = converted(array.transpose(0, 3, 1, 2), array.dtype)
     if array.dtype == np.uint8:
         return torch.from_numpy(array), notes
     low, high = array.min(), array.max()
     if kind == "b":
         notes.append("booleans became 0 and 255")
-        return torch.from_numpy(array.astype(np.uint8) * np.uint8(255)), notes
+        return torch.from_numpy(converted(array, np.uint8)).mul_(255), notes
     if kind in "iu":
         if low < 0 or high > 255:
             raise ValueError(f"{what} has whole numbers from {low} to {high}: images need 0 ... 255 as uint8, or floats in [0, 1]")
-        return torch.from_numpy(array.astype(np.uint8)), notes
+        return torch.from_numpy(converted(array, np.uint8)), notes
     if low < 0 or (high > 1 and not (high <= 255 and _whole(array))):
         raise ValueError(
             f"{what} has values from {low} to {high}: scale images to [0, 1] first, (x + 1) / 2 for [-1, 1], x / 255 for grey levels"
         )
     if high > 1:
         notes.append("whole floats 0 ... 255 became uint8")
-        return torch.from_numpy(array.astype(np.uint8)), notes
+        return torch.from_numpy(converted(array, np.uint8)), notes
     levels = _levels(array)
     return torch.from_numpy(array if levels is None else levels), notes
 
@@ -161,7 +161,7 @@ def _whole(array: np.ndarray) -> bool:
 
 def _levels(array: np.ndarray) -> np.ndarray | None:
     """k with array = k/255 as this precision computes it (by division, or by the reciprocal), or None; block by block."""
-    out = np.empty(array.shape, np.uint8)
+    out = scratch(array.shape, np.uint8)
     scale = array.dtype.type(255)
     for at in range(0, len(array), 1024):
         block = array[at : at + 1024]
@@ -170,6 +170,26 @@ def _levels(array: np.ndarray) -> np.ndarray | None:
             return None
         out[at : at + 1024] = levels
     return out
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array of an archive, its checksum verified; a large one goes to a file."""
+    with archive.open(info) as stream:
+        if info.file_size <= limit():
+            return np.lib.format.read_array(stream, allow_pickle=False)
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject or min(shape, default=0) < 1:
+            raise ValueError("Object arrays" if dtype.hasobject else "a shape that is none")
+        out = scratch(shape[::-1] if fortran else shape, dtype)
+        into, done = out.reshape(-1).view(np.uint8).data, 0
+        while piece := stream.read(2**24):
+            into[done : done + len(piece)] = piece
+            done += len(piece)
+        if done != out.nbytes:
+            raise EOFError
+    return out.T if fortran else out
 
 
 def _classes(what: str, array: np.ndarray, count: int) -> np.ndarray:
@@ -216,8 +236,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             file.seek(0)
             if magic[:4] not in (b"PK\x03\x04", b"PK\x05\x06") and magic != b"\x93NUMPY":
                 raise EOFError
-            loaded = np.load(file, allow_pickle=False)
-            return {"": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+            if magic == b"\x93NUMPY":
+                big = path.stat().st_size > limit()
+                return {"": np.load(path if big else file, mmap_mode="c" if big else None, allow_pickle=False)}
+            with zipfile.ZipFile(file) as archive:
+                members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+                return {info.filename.removesuffix(".npy"): _member(archive, info) for info in members}
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
         if "pickle" in str(error) or "Object arrays" in str(error):
             raise ValueError(

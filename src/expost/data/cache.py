@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from expost.data.decode import Decoder
+from expost.data.mapped import large
 from expost.data.source import Source
 from expost.files import load_tensors, save_tensors
 
@@ -46,6 +47,8 @@ def cached(identity: Any, opener: Callable[[], Source], decoder: Decoder, root: 
         if rows is not None and (found := _read(file)) is not None:
             return found[0]["x"], found[1]["said"]
         x, said = source.fetch(rows, decoder)
+        if large(x.shape, x.element_size()):  # mapped, and kept as such
+            return x, said
         tensors = {"x": x} if source.labels is None else {"x": x, "labels": source.labels}
         meta = {"counts": source.counts, "ordered": source.ordered, "notes": source.notes, "said": said, "crc": _checksum(tensors)}
         try:

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expost.data.mapped import chunks, scratch
+
 __all__ = ["Decoder", "Encoded", "decode"]
 
 #: One encoded picture: its bytes, its file, or None where a table has a hole.
@@ -119,11 +121,13 @@ def decode(
         for numbers, items in _select(blocks, wanted):
             pictures = _block(numbers, items, where, decoder)
             if done == 0:
-                out = np.empty((total, pictures.shape[3], *pictures.shape[1:3]), np.uint8)
+                out = scratch((total, pictures.shape[3], *pictures.shape[1:3]), np.uint8)
             if out.shape[2:] != pictures.shape[1:3]:
                 raise _sizes_differ(out.shape[2:], "earlier images", pictures.shape[1:3], where(numbers[0]))
             if pictures.shape[3] > out.shape[1]:
-                out = np.repeat(out, pictures.shape[3], axis=1)  # grey so far, colour from here
+                grey, out = out, scratch((total, pictures.shape[3], *pictures.shape[1:3]), np.uint8)  # grey so far, colour from here
+                for piece in chunks(grey[:done]):
+                    out[piece] = grey[piece]
             out[done : done + len(numbers)] = pictures.transpose(0, 3, 1, 2)
             done += len(numbers)
             advance(len(numbers))

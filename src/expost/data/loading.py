@@ -6,6 +6,7 @@ The way of every source is the same: find it, open it (or its cache), assign row
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from expost.data import toy
+from expost.data import folder, mapped, toy
 from expost.data.base import Dataset, Split
 from expost.data.cache import cached
 from expost.data.decode import Decoder
@@ -149,7 +150,29 @@ def _whole(
     wanted = None
     if sum(map(len, rows.values())) < sum(source.counts.values()):
         wanted = torch.cat(list(rows.values())).sort().values
+    sizes = {part: len(numbers) for part, numbers in rows.items()}
+    order = torch.cat(list(rows.values()))
+    file = None
+    if place is not None or identity is not None:
+        mark = identity if identity is not None or place is None else folder.mark(place)
+        file = mapped.place(mark, crop, size, pad_to, list(sizes.values()), hashlib.sha256(order.numpy().data).hexdigest(), root=cache)
+        if (found := mapped.reopen(file)) is not None:
+            x, meta = found
+            dataset = _splits(x, sizes, source, order, title, (*source.notes, *notes, *meta["said"]))
+            if dataset.hash == meta["hash"]:
+                return dataset, place
+            file.unlink(missing_ok=True)  # damaged: made again
     x, said = source.fetch(wanted, decoder)
+    side = pad_to or 0
+    shape = tuple(x.shape[1:]) if x.dim() != 4 else (x.shape[1], max(side, x.shape[2]), max(side, x.shape[3]))
+    if file is not None and mapped.large((len(order), *shape), x.element_size()):
+        at = order if wanted is None else torch.searchsorted(wanted, order)
+        said += [f"{str(x.dtype).removeprefix('torch.')} became float32"] if x.dtype not in (torch.uint8, torch.float32) else []
+        x = mapped.arrange(file, x, at, shape, lambda part: _pad(part if part.dtype == torch.uint8 else part.float(), pad_to, title))
+        said = [*said, f"larger than memory is for: mapped from {file}, {x.nbytes / 1e9:.2g} GB"]
+        dataset = _splits(x, sizes, source, order, title, (*source.notes, *notes, *said))
+        mapped.keep(file, x, dataset.hash, said)
+        return dataset, place
     splits = {}
     for part, numbers in rows.items():
         labels = None if source.labels is None else _take(source.labels, numbers)
@@ -158,6 +181,18 @@ def _whole(
     if known is not None and known.lossless:
         said = [note.replace("(lossy)", f"(lossy; {title} itself is not): say so beside any number") for note in said]
     return Dataset.of(title, **splits, notes=(*source.notes, *notes, *said)), place
+
+
+def _splits(x: Tensor, sizes: dict[str, int], source: Source, order: Tensor, name: str, notes: tuple[str, ...]) -> Dataset:
+    """The data set whose splits lie one after the other in ``x``; ``order`` are their rows in the source."""
+    splits = {}
+    labels = None if source.labels is None else source.labels[order]
+    start = 0
+    for part, count in sizes.items():
+        own = None if labels is None else labels[start : start + count]
+        splits[part] = Split(x[start : start + count], None if own is None or bool((own == -1).all()) else own)
+        start += count
+    return Dataset.of(name, **splits, notes=notes)
 
 
 def _toy(name: str, val: int | float | None, seed: int, max_items: int | None) -> Dataset:
@@ -173,8 +208,6 @@ def _toy(name: str, val: int | float | None, seed: int, max_items: int | None) -
 
 def _find(name: str, path: str | os.PathLike[str] | None) -> tuple[Any, Callable[[], Source], Known | None, str, Path | None]:
     """What a name or a path means: its identity for the cache, how to open it, the rules it follows, what it is called, and its place here."""
-    from expost.data import folder
-
     title = _canonical(name)
     if path is None and title == "digits":
         return None, _digits, None, title, None
