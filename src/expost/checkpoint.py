@@ -12,6 +12,8 @@ import hashlib
 import json
 import platform
 import re
+import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,8 +23,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from expost.files import load_tensors, read_json, save_tensors, write_json, write_text
+from expost.files import NotKept, keep, load_tensors, read_json, save_tensors, write_json, write_text
 from expost.identity import experiment_name
+from expost.locks import writing
 from expost.memory import Bounded, machine
 from expost.schema import Meta, convert
 
@@ -195,16 +198,43 @@ class RunFolder:
         write_text(self.history_file, text, durable=False)
 
     def results(self) -> dict[str, Any]:
-        return read_json(self.results_file, "the results of a run") if self.results_file.is_file() else {}
+        if not self.results_file.is_file():
+            return {}
+        found = read_json(self.results_file, "the results of a run")
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.results_file} is damaged or is not the results of a run: restore it from a copy, or make it again")
+        return found
 
     def add_results(self, key: str, value: Any) -> None:
-        """Set one entry of results.json, keeping the others."""
-        write_json(self.results_file, {**self.results(), key: value})
+        """Set one entry of results.json, keeping the others, whoever else writes to it; one that is damaged is set aside, not overwritten.
+
+        The entry has been shown already, or can be measured again: where it cannot be written, a :class:`~expost.files.NotKept` warning says so.
+        """
+        with keep(self.path), writing(self.path):
+            try:
+                others = self.results()
+            except ValueError:
+                aside = self.results_file.with_name("results.json.damaged")
+                self.results_file.replace(aside)
+                warnings.warn(f"{self.results_file} was damaged and is now {aside}", NotKept, stacklevel=2)
+                others = {}
+            write_json(self.results_file, {**others, key: value})
 
     def save_model(self, model: nn.Module, meta: dict[str, Any] | None = None) -> None:
         """Write the trained weights, tied to the run that recipe.json describes, if there is one."""
         run = {"run": _sum(self.read_recipe())} if self.recipe_file.is_file() else {}
-        save_tensors(self.model_file, model.state_dict(), {"kind": "model", **run, **(meta or {})})
+        content = dict(model.state_dict()), {"kind": "model", **run, **(meta or {})}
+        try:
+            save_tensors(self.model_file, *content)
+        except OSError as error:
+            spared = Path(tempfile.mkdtemp(prefix="expost-")) / self.model_file.name
+            try:
+                save_tensors(spared, *content)
+            except OSError:
+                raise error from None
+            raise OSError(
+                error.errno, f"{error.strerror}; the trained weights are in {spared}, move them there", str(self.model_file)
+            ) from None
 
     def bounded(self) -> Bounded:
         """A block in which networks may be built that its weights can be of, with at most four times as many numbers as the file holds."""

@@ -45,14 +45,25 @@ class NotKept(UserWarning):
     """Something was computed, and could not be kept for later."""
 
 
+class Kept:
+    """Whether what a :func:`keep` block wrote is there."""
+
+    done = False
+
+    def __bool__(self) -> bool:
+        return self.done
+
+
 @contextmanager
-def keep(where: str | Path) -> Iterator[None]:
+def keep(where: str | Path) -> Iterator[Kept]:
     """What the block writes is kept if that is possible; if not, a :class:`NotKept` warning says so and work goes on.
 
     For what has been shown already, and for caches: a full or read-only disk must not take away what was computed.
     """
+    kept = Kept()
     try:
-        yield
+        yield kept
+        kept.done = True
     except OSError as error:
         _not_kept(f"{where} cannot be written ({(error.strerror or str(error)).lower()})")
     except ValueError as error:  # locked, damaged, no folder

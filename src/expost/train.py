@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -33,11 +33,12 @@ from expost.checkpoint import RunFolder, check_state, load_weights, prefixed, sp
 from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
 from expost.devices import choose_device
-from expost.files import load_tensors, save_tensors
+from expost.files import FULL, Room, keep, load_tensors, save_tensors
 from expost.heads import Gaussian
 from expost.history import History
 from expost.identity import stable_repr
 from expost.interrupt import Interruptible
+from expost.locks import training as holding
 from expost.memory import retained
 from expost.objectives.base import Objective
 from expost.processes import Processes, join
@@ -190,6 +191,7 @@ class _Fit:
         self.averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.best_state: dict[str, Tensor] | None = None
         self.good, self.good_step = self._snapshot(), 0
+        self.room: Room | None = None
 
     def _shared(self, step: _Step) -> nn.Module:
         """The step, averaging its gradients over the processes."""
@@ -214,6 +216,14 @@ class _Fit:
     # -- the loop ---------------------------------------------------------------------------------------------------------------------
 
     def run(self, resume: bool, progress: bool | None) -> History:
+        """Train under the folder's lock, with room on its disk held for what will be written."""
+        with ExitStack() as stack:
+            with self.processes.together():
+                if self.folder is not None and self.processes.main:
+                    stack.enter_context(holding(self.folder.path))
+            return self._run(resume, progress, stack)
+
+    def _run(self, resume: bool, progress: bool | None, stack: ExitStack) -> History:
         if self.folder is not None:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             if resume and self._already_finished():
@@ -224,14 +234,17 @@ class _Fit:
                         f"{self.folder.path} holds an unfinished run: continue it with resume=True (--resume), or choose another folder"
                     )
                 self._restore()
+            with self.processes.together():
+                if self.processes.main:
+                    self.room = stack.enter_context(self._room(self.folder.path))
         if self.wanted and self.folder is not None and self.processes.main:
             config = {"training": repr(self.training), "objective": stable_repr(self.objective), "seed": self.seed}
             self.trackers = Trackers(self.wanted, self.folder.path, config)
         self.clock, self.saved = time.monotonic() - self.history.seconds, time.monotonic()
         modes = [m.training for m in self.model.modules()]
         bar = Bar(self.total, self.step, what="training", unit="step", enabled=progress)
-        keep = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
-        with seeded("fit", self.seed), retained(keep), _without_layout_warnings(self.world > 1), Interruptible() as interrupt, bar:
+        hoard = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
+        with seeded("fit", self.seed), retained(hoard), _without_layout_warnings(self.world > 1), Interruptible() as interrupt, bar:
             self.model.train()
             for module in self.objective.modules().values():
                 module.train()
@@ -249,6 +262,27 @@ class _Fit:
         if interrupt.requested:  # too late for this training, in time for what would follow
             raise KeyboardInterrupt
         return self.history
+
+    def _room(self, folder: Path) -> Room:
+        """Disk space for the weights and a checkpoint: a disk that fills up meanwhile shall not cost the training."""
+        modules = [self.model, *self.objective.modules().values()]
+        parameters, state = (
+            sum(t.numel() * t.element_size() for t in tensors)
+            for tensors in (
+                [p for players in self.parameters for p in players],
+                [t for module in modules for t in module.state_dict().values()],
+            )
+        )
+        self.weights = sum(t.numel() * t.element_size() for t in self.model.state_dict().values()) + 2**16
+        moments = (3 if self.training.optimiser == "amsgrad" else 2) * parameters
+        self.checkpoint = state + moments + self.weights * ((self.average is not None) + self.training.best) + 2**16
+        try:
+            return Room(folder, self.weights + self.checkpoint)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            need = f"{(error.strerror or 'no space').lower()} for weights and a checkpoint, {(self.weights + self.checkpoint) / 1e6:.1f} MB"
+            raise OSError(error.errno, need, str(folder)) from None
 
     def _one_step(self) -> None:
         epoch, place = divmod(self.step, self.per_epoch)
@@ -366,7 +400,8 @@ class _Fit:
                     row["log_gamma"] = 2 * float(head.log_scale.detach())
         self.history.rows.append(row)
         if self.folder is not None and self.processes.main:
-            self.folder.write_history(self.history.to_csv())
+            with keep(self.folder.path):
+                self.folder.write_history(self.history.to_csv())
         if self.trackers is not None:
             self.trackers.log({f"{split}/{k}": v for k, v in row.items() if isinstance(v, float)}, self.step)
 
@@ -435,7 +470,11 @@ class _Fit:
             "kind": "checkpoint", "fingerprint": self.fingerprint, "step": self.step, "count": self.count, "best": self.best, "bad": self.bad,
             "schedule": self.schedule_state, "history": self.history.to_json(),
         }  # fmt: skip
-        save_tensors(self.folder.checkpoint_file, tensors, state)
+        with keep(self.folder.path):
+            assert self.room is not None
+            self.room.resize(self.weights)
+            save_tensors(self.folder.checkpoint_file, tensors, state)
+            self.room.resize(self.weights + self.checkpoint)
 
     def _restore(self) -> None:
         assert self.folder is not None
@@ -493,9 +532,12 @@ class _Fit:
         self.history.stopped = self.history.stopped or "finished"
         self.history.seconds, self.history.images = time.monotonic() - self.clock, self.step * self.batch
         if self.folder is not None and self.processes.main:
-            self.folder.write_history(self.history.to_csv())
+            if self.room is not None:
+                self.room.release()
             end = {"step": self.history.best_step, "stopped": self.history.stopped}
             self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
+            with keep(self.folder.path):
+                self.folder.write_history(self.history.to_csv())
             self.folder.checkpoint_file.unlink(missing_ok=True)
         self.processes.wait()
 

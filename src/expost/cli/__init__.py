@@ -12,8 +12,9 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO, cast
 
 __all__ = ["main"]
 
@@ -77,7 +78,7 @@ def _run(arguments: list[str]) -> int:
             )
         try:
             check_fields(command, lambda name: f"--{name.replace('_', '-')}")
-            with speaking(type(command).__name__.lower()):
+            with speaking(type(command).__name__.lower()), _shown():
                 run_command(command)
         except Failure as failure:
             if speaks(command, failure):
@@ -89,7 +90,7 @@ def _run(arguments: list[str]) -> int:
             if os.environ.get("EXPOST_TRACEBACK"):
                 raise
             if speaks(command, error):
-                print(f"expost: {as_options(sentence(error), command)}", file=sys.stderr)
+                print(f"expost: {as_options(sentence(error, resumes=arguments[:1] == ['train']), command)}", file=sys.stderr)
             return 2
         except Exception as error:
             if speaks(command, error):
@@ -109,15 +110,59 @@ def _to_nowhere(stream: TextIO | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def sentence(error: Exception) -> str:
-    """One line: the error's own, or for a failed file what could not be done with which. Nothing that it quotes can steer the terminal."""
+class _Shown:
+    """A stream to people: nothing that is written to it, whatever file it comes from, can steer a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        from expost.schema import printable
+
+        return self._stream.write("\n".join(printable(line, len(line)) for line in text.split("\n")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[None]:
+    """What a command prints is escaped, and what it could not keep is said on stderr, each thing once."""
+    from expost.files import NotKept
+
+    said: set[str] = set()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(cast(TextIO, _Shown(sys.stdout))):
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if not issubclass(category, NotKept):
+                usual(message, category, *rest, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"note: {sentence(ValueError(str(message)))}", file=sys.stderr, flush=True)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", NotKept)
+        yield
+
+
+def sentence(error: Exception, *, resumes: bool = False) -> str:
+    """One line: the error's own, or for a failed file what could not be done with which. Nothing that it quotes can steer the terminal.
+
+    Args:
+        resumes: whether the command goes on from where it was with --resume.
+    """
     from expost.schema import printable
 
     said = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        remedy = {
-            errno.ENOSPC: "free space there, or choose another folder", errno.EDQUOT: "free space there, or choose another folder",
-            errno.EROFS: "choose a folder that can be written", errno.EEXIST: "choose another name",
-        }.get(error.errno or 0, "check the path")  # fmt: skip
-        said = f"cannot read or write {error.filename}: {error.strerror.lower()}; {remedy}"
+        why = error.strerror[:1].lower() + error.strerror[1:]
+        verb = "read or write"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            verb, remedy = "write", f"free space, then {'the same command with --resume goes on' if resumes else 'run the same command again'}"
+        elif error.errno == errno.EROFS:
+            verb, remedy = "write", "choose a folder that can be written"
+        else:
+            remedy = "choose another name" if error.errno == errno.EEXIST else "check the path"
+        said = f"cannot {verb} {error.filename}: {why}; {remedy}"
     return printable(" ".join(said.split()), 4000)

@@ -215,9 +215,9 @@ class Density(OpensRun):
             f"mean log-likelihood of the codes of {len(rows)} training and {len(val)} validation data, drawn at random where there are more: posterior "
             "means, or samples where the spec ends in @sample; a second stage's is a lower bound, a mean-stage has none"
         )
+        echo(table)
         if run.folder is not None:
             run.folder.add_results("densities", table.to_json())
-        echo(table)
 
 
 @dataclass

@@ -52,7 +52,8 @@ class Diagnose(OpensRun):
         import time
 
         from expost.cli.commands import echo, load
-        from expost.files import write_json
+        from expost.files import keep, write_json
+        from expost.locks import writing
         from expost.recipes.diagnosis import diagnose_run
         from expost.report import Section, write_page
         from expost.report.figures import chart_sections, strip_sections
@@ -62,47 +63,50 @@ class Diagnose(OpensRun):
         density = self.density or (run.experiment.densities[0] if run.experiment.densities else "gmm:10")
         report = diagnose_run(run, density, n=self.n, seed=self.seed, classes=self.classes)
         out = self.out or self.folder / "diagnosis"
-        out.mkdir(parents=True, exist_ok=True)
         tables = report.diagnosis.panel.tables()
         findings = report.diagnosis.findings
         verdict = (
             f"{len(findings)} finding{'s' * (len(findings) != 1)}" if findings else "no findings: every measurement is within its threshold"
         )
-        sections = [
-            Section(
-                "Verdict", [f"{run.experiment.recipe} on {run.dataset.name}, sampled from {density}: {verdict}.", *report.diagnosis.notes]
-            )
-        ]
-        pictures = [*strip_sections(out, report.strips), *chart_sections(out, report.charts)]
-        for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
-            text = [
-                finding.sentence,
-                f"Measured: {finding.measured}.",
-                f"Threshold: {finding.threshold}.",
-                f"Remedy: {finding.remedy.text}.",
-            ]
-            shown = out / f"{PICTURES.get(finding.name, '')}.png"
-            sections.append(Section(f"{rank}. {finding.name}", text, pictures=[shown] if shown.is_file() else [], code="\n".join(lines)))
-        sections += pictures
         if report.classes is not None:
             tables.insert(1, report.classes)
         if report.diagnosis.optimal is not None:
             tables.append(report.diagnosis.optimal.table("optimal decoder, held-out data"))
-        sections += [Section(table.title, tables=[table]) for table in tables]
-        sections.append(
-            Section(
-                "Do it again",
-                code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}"
-                + " --classes" * self.classes
-                + "".join(f" --code {name}" for name in self.code),
-            )
-        )
-        write_page(out / "report.html", f"Diagnosis of {self.folder}", sections)
-        write_json(out / "diagnosis.json", report.to_json())
         echo("\n\n".join(str(table) for table in (tables if self.full else tables[: 1 + self.classes])))
         echo(f"\n{verdict}" + (f" ({run.experiment.recipe} on {run.dataset.name}, sampled from {density})" if findings else ""))
         for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
             echo(f"\n{rank}. {finding}")
             for line in lines:
                 echo(f"    $ {line}")
-        echo(f"\nwrote {out / 'report.html'} in {time.monotonic() - start:.0f} s")
+        with keep(out), writing(out):
+            sections = [
+                Section(
+                    "Verdict",
+                    [f"{run.experiment.recipe} on {run.dataset.name}, sampled from {density}: {verdict}.", *report.diagnosis.notes],
+                )
+            ]
+            pictures = [*strip_sections(out, report.strips), *chart_sections(out, report.charts)]
+            for rank, (finding, lines) in enumerate(zip(findings, report.commands, strict=True), 1):
+                text = [
+                    finding.sentence,
+                    f"Measured: {finding.measured}.",
+                    f"Threshold: {finding.threshold}.",
+                    f"Remedy: {finding.remedy.text}.",
+                ]
+                shown = out / f"{PICTURES.get(finding.name, '')}.png"
+                sections.append(
+                    Section(f"{rank}. {finding.name}", text, pictures=[shown] if shown.is_file() else [], code="\n".join(lines))
+                )
+            sections += pictures
+            sections += [Section(table.title, tables=[table]) for table in tables]
+            sections.append(
+                Section(
+                    "Do it again",
+                    code=f"expost diagnose {self.folder} --density {density} --n {self.n} --seed {self.seed}"
+                    + " --classes" * self.classes
+                    + "".join(f" --code {name}" for name in self.code),
+                )
+            )
+            write_page(out / "report.html", f"Diagnosis of {self.folder}", sections)
+            write_json(out / "diagnosis.json", report.to_json())
+            echo(f"\nwrote {out / 'report.html'} in {time.monotonic() - start:.0f} s")

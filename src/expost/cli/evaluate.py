@@ -47,6 +47,8 @@ class Evaluate(OpensRun, Shared):
         from expost.evaluate.choose import extractor_of
         from expost.evaluate.quirks import Quirks
         from expost.evaluate.suite import check_groups
+        from expost.files import keep
+        from expost.locks import writing
         from expost.report import attempt, colours, save_panels
         from expost.seeds import some
 
@@ -69,10 +71,11 @@ class Evaluate(OpensRun, Shared):
         for spec in specs:
             rows[f"samples {spec}"] = run.model.with_prior(run.density(spec)).generate(16, seed=self.seed).cpu()
         picture = self.folder / "samples.png"
-        failed = attempt(picture, lambda: save_panels(picture, rows))
-        echo(f"wrote {self.folder / 'results.json'}{'' if failed else f' and {picture}'}")
-        for note in filter(None, (failed, colours(run.dataset.shape[0]))):
-            echo(f"note: {note}")
+        with keep(self.folder), writing(self.folder):
+            failed = attempt(picture, lambda: save_panels(picture, rows))
+            echo(f"wrote {self.folder / 'results.json'}{'' if failed else f' and {picture}'}")
+            for note in filter(None, (failed, colours(run.dataset.shape[0]))):
+                echo(f"note: {note}")
 
 
 @dataclass

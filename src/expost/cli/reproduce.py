@@ -36,6 +36,7 @@ class Reproduce(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
+        from expost.files import keep
         from expost.recipes.citations import CITATIONS
         from expost.recipes.lab import Lab
         from expost.recipes.reproduce import find_target
@@ -54,15 +55,16 @@ class Reproduce(DataOptions):
         made = target.make(lab)
         name = f"{self.target.replace('/', '-')}-{Path(data).name}-{self.budget}-{self.seed}"
         out = self.out or Path("runs/reproduce") / name
+        print("\n\n".join([*map(str, made.tables), *map(str, made.demonstrations)]), flush=True)
         sections = [Section(table.title or target.summary, tables=[table]) for table in made.tables]
-        if made.maps:
-            failed = attempt(out / "maps.png", lambda: save_maps(out / "maps.png", made.maps))
-            sections.append(Section("Maps", [failed]) if failed else Section("Maps", pictures=[out / "maps.png"]))
-        sections += [*strip_sections(out, made.strips), *chart_sections(out, made.demonstrations)]
-        command = f"expost reproduce {self.target} --data {data} --budget {self.budget} --seed {self.seed}"
-        sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
-        write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
-        print("\n\n".join([*map(str, made.tables), *map(str, made.demonstrations)]))
-        print(f"wrote {out / 'report.html'} in {time.monotonic() - start:.0f} s", flush=True)
+        with keep(out):
+            if made.maps:
+                failed = attempt(out / "maps.png", lambda: save_maps(out / "maps.png", made.maps))
+                sections.append(Section("Maps", [failed]) if failed else Section("Maps", pictures=[out / "maps.png"]))
+            sections += [*strip_sections(out, made.strips), *chart_sections(out, made.demonstrations)]
+            command = f"expost reproduce {self.target} --data {data} --budget {self.budget} --seed {self.seed}"
+            sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
+            write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
+            print(f"wrote {out / 'report.html'} in {time.monotonic() - start:.0f} s", flush=True)
         if not made.reproduced:
             raise Failure(f"{self.target} was not reproduced at {self.budget} budget: the verdicts say where")

@@ -69,6 +69,7 @@ class Sweep(DataOptions):
     def run(self) -> None:
         from expost.cli.commands import Failure
         from expost.devices import choose_device
+        from expost.files import keep
         from expost.recipes.batch import run_jobs
         from expost.recipes.jobs import expand, parse_axis
         from expost.recipes.overrides import parse
@@ -97,12 +98,13 @@ class Sweep(DataOptions):
             return
         outcomes = run_jobs(jobs, self._executor(), measures=self.measure, device=self.device, retry_diverged=self.retry_diverged, say=_say)
         table = sweep_table(outcomes, self.measure)
-        written = save(self.out or self.runs.parent / "sweeps" / _name(jobs), outcomes, table)
         print(table)
         over_seeds = seed_table(outcomes, self.measure)
         if over_seeds is not None:
             print(f"\n{over_seeds}\n")
-        print(f"wrote {', '.join(map(str, written))}", flush=True)
+        out = self.out or self.runs.parent / "sweeps" / _name(jobs)
+        with keep(out.parent):
+            print(f"wrote {', '.join(map(str, save(out, outcomes, table)))}", flush=True)
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if any(outcome.status == "interrupted" for outcome in outcomes):
             raise KeyboardInterrupt

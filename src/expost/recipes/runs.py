@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +24,10 @@ from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
 from expost.evaluate.protocol import DEFAULT, Scores, score
 from expost.evaluate.quirks import Quirks
+from expost.files import keep as keep_for_later
 from expost.files import load_tensors, save_tensors
 from expost.history import History
+from expost.locks import training, writing
 from expost.mean_stage import MeanStage
 from expost.processes import Processes, apart, join
 from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
@@ -80,8 +83,9 @@ class Run:
             source = self.model.latents(self.dataset.train.x, at="sample") if fitted_at(spec) == "sample" else self.codes
         with apart():  # every process fits what one alone would
             fresh.fit(source, seed=self.seed if seed is None else seed)
-        if file is not None and Processes().main:
-            save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
+        if self.folder is not None and file is not None and Processes().main:
+            with keep_for_later(self.folder.path), writing(self.folder.path):
+                save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
         return fresh.eval()
 
     def _weights_name(self) -> str:
@@ -118,7 +122,8 @@ class Run:
         )  # fmt: skip
         if self.folder is not None and (quirks is None or not quirks.active) and Processes().main:
             key = f"{keep}{scores.label}" if keep else f"{scores.label}, n = {scores.n}, seed {scores.seed}"
-            scores = scores.joined(self.folder.results().get(key))
+            with suppress(ValueError, KeyError, TypeError, AttributeError):  # earlier ones that are damaged are not joined
+                scores = scores.joined(self.folder.results().get(key))
             self.folder.add_results(key, scores.to_json())
         return scores
 
@@ -225,40 +230,44 @@ def train_run(
     join()
     processes = Processes()
     folder = RunFolder.at(out) if out is not None else None
-    if folder is not None:
-        description: Description = {
-            "recipe": experiment.recipe,
-            "budget": budget,
-            "settings": settings or {},
-            "seed": seed,
-            "data": describe(dataset, source),
-            "experiment": experiment.text,
-            "identity": experiment.identity(dataset.hash, seed),
-            "versions": versions(),
-        }
-        with processes.together():
-            finished = processes.main and _begin(folder, description, resume)
-        if processes.noticed(finished):
-            return load_run(folder.path, device=device, dataset=dataset)
-    model, objective = experiment.build(seed)
-    prepare_prior(model, dataset)
-    history = fit(
-        model,
-        objective,
-        dataset.train.x,
-        val=dataset.val.x,
-        training=experiment.training,
-        seed=seed,
-        out=folder,
-        resume=resume,
-        device=device,
-        progress=progress,
-        trackers=trackers,
-        watch=watch,
-    )
-    if folder is not None and processes.main:
-        folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})
-    return Run(experiment, dataset, model, seed, folder, history)
+    with ExitStack() as stack:
+        if folder is not None:
+            description: Description = {
+                "recipe": experiment.recipe,
+                "budget": budget,
+                "settings": settings or {},
+                "seed": seed,
+                "data": describe(dataset, source),
+                "experiment": experiment.text,
+                "identity": experiment.identity(dataset.hash, seed),
+                "versions": versions(),
+            }
+            finished = False
+            with processes.together():
+                if processes.main:
+                    stack.enter_context(training(folder.path))
+                    finished = _begin(folder, description, resume)
+            if processes.noticed(finished):
+                return load_run(folder.path, device=device, dataset=dataset)
+        model, objective = experiment.build(seed)
+        prepare_prior(model, dataset)
+        history = fit(
+            model,
+            objective,
+            dataset.train.x,
+            val=dataset.val.x,
+            training=experiment.training,
+            seed=seed,
+            out=folder,
+            resume=resume,
+            device=device,
+            progress=progress,
+            trackers=trackers,
+            watch=watch,
+        )
+        if folder is not None and processes.main:
+            folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})
+        return Run(experiment, dataset, model, seed, folder, history)
 
 
 def _begin(folder: RunFolder, description: Description, resume: bool) -> bool:
