@@ -159,7 +159,10 @@ def sentence(error: Exception, *, resumes: bool = False) -> str:
         why = error.strerror[:1].lower() + error.strerror[1:]
         verb = "read or write"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            verb, remedy = "write", f"free space, then {'the same command with --resume goes on' if resumes else 'run the same command again'}"
+            verb, remedy = (
+                "write",
+                f"free space, then {'the same command with --resume goes on' if resumes else 'run the same command again'}",
+            )
         elif error.errno == errno.EROFS:
             verb, remedy = "write", "choose a folder that can be written"
         else:
