@@ -276,6 +276,37 @@ def test_nothing_that_exists_is_replaced_unasked(coder_folder: Path, tmp_path: P
     assert main(["decompress", str(file), "-o", str(source), "--force"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("origin", "options", "sentence"),
+    [
+        ({"run": "\x1b[2J\u202e\n" + "a" * 5000}, [], "is not at \\x1b[2J\\u202e\\naaa"),
+        ({}, [], "is not named in it: give its folder with --run"),
+        ({"density": "gmm:1000000000"}, ["--run"], "gmm:1000000000`, or give another run"),
+        ({"density": "../model"}, ["--run"], 'cannot read the density "../model"'),
+        ({"density": "\x1b[2J" + "a" * 5000}, ["--run"], "\\x1b[2Jaaa"),
+    ],
+)
+def test_names_in_a_compressed_file_are_harmless(
+    origin: dict[str, str], options: list[str], sentence: str, coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from expost.codec.container import pack, unpack
+
+    file = coder_folder.parent / "named.xpz"
+    if not file.exists():
+        assert main(["compress", str(coder_folder), "--n", "2", "--no-peers", "-o", str(file)]) == 0
+        capsys.readouterr()
+    whole, forged = unpack(file.read_bytes()), tmp_path / "forged.xpz"
+    forged.write_bytes(pack(replace(whole, header=replace(whole.header, origin=origin))))
+    assert main(["decompress", str(forged), "-o", str(tmp_path / "a.npz"), *options, *[str(coder_folder)] * len(options)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said[:-1].isprintable()
+    assert len(said) < 800
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_what_another_process_wrote_meanwhile_stays_and_rates_are_shown(
     coder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -576,6 +576,8 @@ def test_models_that_cannot_be_coded_are_refused_with_the_remedy() -> None:
         decompress(model, compress(model, x))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="larger span"):
         compress(model, x, span=3)
+    numbers = compress(model, x, batch_size=np.int64(2), seed=np.int32(1), steps=[np.float32(0.125)])  # type: ignore[arg-type, list-item]
+    assert torch.equal(decompress(model, numbers.data), x)
     for steps in ([0.1, 0.1], [0.0], [-1.0], [float("nan")], [float("inf")], [1e-300]):
         with pytest.raises(ValueError, match="one positive step"):
             compress(model, x, steps=steps)

@@ -27,7 +27,7 @@ from expost.files import NotKept, keep, load_tensors, read_json, save_tensors, w
 from expost.identity import experiment_name
 from expost.locks import writing
 from expost.memory import Bounded, machine
-from expost.schema import Meta, convert
+from expost.schema import Meta, convert, printable
 
 __all__ = ["DataDescription", "Description", "RunFolder", "bounded", "check_state", "load_weights", "prefixed", "split_prefix", "versions"]
 
@@ -179,7 +179,7 @@ class RunFolder:
 
     def density_file(self, spec: str) -> Path:
         if not re.fullmatch(r"\w[\w.:@+-]*", spec):  # a name of a file, wherever the spec was read: it stays in the folder
-            raise ValueError(f'cannot read the density "{spec}": write gmm:10, say')
+            raise ValueError(f'cannot read the density "{printable(spec)}": write gmm:10, say')
         return self.path / "densities" / f"{spec.replace(':', '-')}.safetensors"
 
     def write_recipe(self, recipe: Description) -> None:

@@ -188,7 +188,7 @@ class Decompress(OpensModel):
             raise ValueError(f"{self.file} names a run that names code, and no file is followed to code: if you trust it, add {options}")
         density = origin.get("density", "prior")
         fitted = RunFolder.existing(folder).density_file(density)
-        if density != "prior" and (Path(density).name != density or not os.path.isfile(fitted)):  # before anything of its size is made
+        if density != "prior" and not os.path.isfile(fitted):  # before anything of its size is made
             again = printable(shlex.join(["expost", "density", str(folder), density]))
             raise ValueError(
                 f"{self.file} needs a prior that {folder} does not hold: fit it with `{again}`, or give another run with --run"

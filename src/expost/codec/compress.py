@@ -111,9 +111,8 @@ def compress(
         raise TypeError(f"images must be a tensor, not {type(x).__name__}: torch.from_numpy(images) makes one")
     if len(x) == 0:
         raise ValueError("there is nothing to compress: give at least one image")
-    check_value(span, Span | None, "span")
-    check_value(batch_size, Batch, "batch_size")
-    check_value(seed, SeedValue, "seed")
+    span = check_value(span, Span | None, "span")
+    batch_size, seed = check_value(batch_size, Batch, "batch_size"), check_value(seed, SeedValue, "seed")
     with one_thread():
         coding = coding_copy(model)
         levels, prior = levels_of(coding, tuple(x.shape[1:]))
@@ -123,7 +122,7 @@ def compress(
             steps = _automatic_steps(levels, _integers(some(x, 128, "steps"), symbols), symbols)
         if len(steps) != len(levels) or any(not 2.0**-64 <= s <= 2.0**64 for s in steps):
             raise ValueError(f"give one positive step for each of the {len(levels)} levels, not {steps}")
-        reach = span or 1 << 13
+        steps, reach = [float(step) for step in steps], span or 1 << 13
         words = 16 + sum(int(torch.Size(level.latent_shape).numel()) for level in levels)
         while True:
             coder = Coder(levels, prior, steps, batch_size, reach, symbols)
