@@ -332,7 +332,7 @@ def test_arrays_with_loss_stay_floats_and_channels_move(tmp_path: Path) -> None:
     assert any("channels" in note for note in found.notes)
     points = rng.standard_normal((20, 2))
     np.save(tmp_path / "p.npy", points)
-    assert (load(tmp_path / "p.npy").shape, load(tmp_path / "p.npy").train.x.dtype) == ((2,), torch.float64)
+    assert (load(tmp_path / "p.npy").shape, load(tmp_path / "p.npy").train.x.dtype) == ((2,), torch.float32)
     np.save(tmp_path / "b.npy", rng.random((20, 4, 4)) > 0.5)
     assert load(tmp_path / "b.npy").train.x.unique().tolist() == [0, 255]
 
