@@ -78,7 +78,7 @@ def runs(folders: dict[str, Path]) -> dict[str, Run]:
     return {name: load_run(folder, device="cpu") for name, folder in folders.items()}
 
 
-def alike(measure: Callable[[str, int], list[float]], draws: int = 4) -> None:
+def alike(measure: Callable[[str, int], list[float]], draws: int = 3) -> None:
     """Every figure of the sorted copy lies among those of the shuffled one under other seeds, give or take twice their range and 3 % (noise of codes)."""
     others = torch.tensor([measure("shuffled", seed) for seed in range(1, draws + 1)], dtype=torch.float64)
     here = torch.tensor(measure("sorted", 0), dtype=torch.float64)
