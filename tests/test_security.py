@@ -366,6 +366,8 @@ def _diffusers_folder(path: Path, **more: Any) -> Path:
 SOURCES: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "a class that is a name": (lambda p: _diffusers_folder(p, _class_name="helper:call"), "not an AutoencoderKL"),
     "a quantiser": (lambda p: _diffusers_folder(p, quantization_config={"quant_method": "helper"}), "no setting"),
+    "an activation that is a name": (lambda p: _diffusers_folder(p, act_fn="helper.call"), "invalid enum value"),
+    "blocks that are names": (lambda p: _diffusers_folder(p, down_block_types=["UNetRes", "helper:call"]), "invalid enum value"),
     "an automatic class": (lambda p: _diffusers_folder(p, auto_map={"AutoencoderKL": "helper.call"}), "no setting"),
     "what the library writes for itself": (lambda p: _diffusers_folder(p, _name_or_path="helper:call", _auto_map="helper:call"), None),
     "more layers than weights": (lambda p: _diffusers_folder(p, layers_per_block=60, block_out_channels=[4096, 4096]), "larger networks"),
