@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 
 from expost.checkpoint import RunFolder
 from expost.cli import main, sentence
+from expost.files import NotKept
+from expost.locks import hold
 from expost.recipes.runs import load_model, plan, train_run
+from test_files import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +133,80 @@ def test_descriptions_of_other_versions_are_read(copied: Path) -> None:
 def test_where_the_data_are_may_be_edited(copied: Path) -> None:
     described(copied, {"data.source": "nowhere"}, old=False)
     load_model(copied, device="cpu")
+
+
+# ---------------------------------------------------------------- writers and disks
+
+
+def test_two_writers_keep_all_their_results(tmp_path: Path) -> None:
+    folder = RunFolder.at(tmp_path)
+
+    def write(name: str) -> None:
+        for i in range(100):
+            folder.add_results(f"{name} {i}", i)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(folder.results()) == 200
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_damaged_results_are_set_aside(tmp_path: Path) -> None:
+    folder = RunFolder.at(tmp_path)
+    for damaged in ("{", "[]"):
+        folder.results_file.write_text(damaged)
+        with pytest.warns(NotKept, match="was damaged and is now"):
+            folder.add_results("a", 1)
+        assert folder.results() == {"a": 1}
+        assert (tmp_path / "results.json.damaged").read_text() == damaged
+
+
+def test_a_run_that_is_being_trained_is_not_trained_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")]
+    held, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with hold(tmp_path / "run"):
+            held.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    assert main([*arguments, "--resume"]) == 2
+    with pytest.warns(NotKept, match="is being trained by process"):
+        RunFolder.at(tmp_path / "run").add_results("a", 1)
+    over.set()
+    thread.join()
+    error = capsys.readouterr().err
+    assert f"is being trained by process {os.getpid()} on " in error
+    assert error.count("\n") == 1
+
+
+def test_a_disk_that_is_too_small_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")]
+    with small_disk(10**6):
+        assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "for weights and a checkpoint" in error
+    assert "free space, then the same command with --resume goes on" in error
+    assert error.count("\n") == 1
+    assert main([*arguments, "--resume"]) == 0, "as the sentence says"
+
+
+def test_tables_are_printed_also_where_nothing_can_be_written(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["density", "gaussian"], ["evaluate", "--extractor", "pixels", "--n", "40", "--density", "gmm:3", "--metrics", "fd"]):
+        with small_disk(1):
+            assert main([command[0], str(copied), *command[1:], "--device", "cpu"]) == 0
+        said = capsys.readouterr()
+        assert "---" in said.out
+        assert f"note: not kept: {copied} cannot be written (file too large)" in said.err
+
+
+def test_nothing_that_is_printed_steers_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expost.cli.commands.List.run", lambda self: print("a\x1b[2Jb\nc \u202e"))
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == "a\\x1b[2Jb\nc \\u202e\n"

@@ -171,4 +171,4 @@ def _who(path: Path) -> tuple[str, str]:
             "what"
         ) == "written to" else "trained"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "another process", "trained"
+        return "another process", "written to"  # it may just be about to say

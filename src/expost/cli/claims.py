@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from expost.evaluate.protocol import metrics_code
-from expost.files import read_json, write_json
+from expost.files import keep, read_json, write_json
 from expost.identity import code_hash
+from expost.locks import writing
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
 from expost.recipes.verdict import word
+from expost.schema import convert
 
 __all__ = ["check_claims"]
 
@@ -45,7 +47,7 @@ def check_claims(
 
     lab = Lab(source, budget, Path(root), seed, device, say=say, loading=loading or {})
     cache_file = Path(root) / "claims.json"
-    cache: dict[str, Any] = read_json(cache_file, "the cache of claims") if cache_file.is_file() else {}
+    cache = _measured(cache_file)
     runs = functools.cache(lambda paper: _runs(lab, paper))  # loads the data: once, not for every claim
     broken: list[str] = []
     counts = {"holds": 0, "FAILS": 0, "not built yet": 0}
@@ -61,7 +63,8 @@ def check_claims(
                     "claim": claim.id, "holds": outcome.holds, "measured": outcome.measured, "figures": outcome.figures,
                     "seconds": round(time.monotonic() - start, 1), "data": source, "budget": budget, "seed": seed,
                 }  # fmt: skip
-                write_json(cache_file, cache)
+                with keep(root), writing(Path(root)):  # with what others have measured meanwhile
+                    write_json(cache_file, {**_measured(cache_file), key: cache[key]})
             verdict, measured = word(cache[key]["holds"]), cache[key]["measured"]
             if verdict == "FAILS" and claim.level != "W":
                 broken.append(claim.id)
@@ -71,6 +74,23 @@ def check_claims(
         f"{counts['holds']} hold, {counts['FAILS']} fail, {counts['not built yet']} not built yet ({budget} budget, {source}, seed {seed})"
     )
     return broken
+
+
+class _Entry(TypedDict):
+    """What is remembered of a claim."""
+
+    holds: bool | None
+    measured: str
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    """The entries of the cache; none where it is damaged, so that what it held is measured again."""
+    try:
+        found = read_json(file, "the cache of claims") if file.is_file() else {}
+        convert(found, dict[str, _Entry], "the cache of claims")
+    except (ValueError, OSError):
+        return {}
+    return found
 
 
 def _key(claim: Claim, lab: Lab, runs: Callable[[str], str]) -> str:
