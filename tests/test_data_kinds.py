@@ -182,6 +182,12 @@ def test_every_recipe_takes_points_or_names_those_that_do(tmp_path: Path, name: 
             plan(name, data_name="digits", budget="smoke")
 
 
+@pytest.mark.parametrize(("scale", "said"), [(1000.0, True), (1e-4, True), (1.0, False)])
+def test_points_far_from_the_size_that_networks_are_made_for_are_noted(tmp_path: Path, scale: float, said: bool) -> None:
+    np.save(tmp_path / "k.npy", scale * np.random.default_rng(0).normal(size=(300, 7)).astype(np.float32))
+    assert any("networks are made for about 1" in note for note in load(tmp_path / "k.npy").notes) == said
+
+
 def test_means_of_points_are_not_bounded_and_those_of_images_are() -> None:
     for shape, link in (((7,), heads.identity), ((1, 8, 8), torch.sigmoid)):
         for name in ("kingma2014/vae", "ghosh2020/rae", "dai2019/vae-learned"):

@@ -85,6 +85,10 @@ class Dataset:
             parts[part] = split = Split(x, given.labels)
             check_split(split, what)
         train, val, test = parts.values()
+        if train.x.dim() == 2:
+            size = float(train.x[:100_000].double().square().mean().sqrt())
+            if not 1e-2 <= size <= 100:
+                notes = (*notes, f"values are of size {size:.2g} (root mean square), networks are made for about 1: divide the data by it")
         for part, split in parts.items():
             if split.x.shape[1:] != train.x.shape[1:] or split.x.dtype != train.x.dtype:
                 raise ValueError(

@@ -285,6 +285,6 @@ def find(name: str) -> Recipe:
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, 1, 0.5) or [k for k in RECIPES if name and name in k][:1]
         raise ValueError(
-            f'there is no recipe "{name}"' + (f': did you mean "{close[0]}"?' if close else "") + " `expost list` shows them all"
+            f'there is no recipe "{name}"' + (f': did you mean "{close[0]}"?' if close else ":") + " `expost list` shows them all"
         )
     return RECIPES[name]
