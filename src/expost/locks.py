@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from expost.schema import printable
@@ -94,8 +94,9 @@ def _held(folder: Path, what: str) -> Iterator[bool]:
     handle, locks = _take(path)
     key = _key(folder)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "what": what}).encode(), 0)
+        with suppress(OSError):  # on a full disk the lock holds as well without a word of whose it is
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "what": what}).encode(), 0)
         _own.folders = {*getattr(_own, "folders", ()), key}
         yield locks
     finally:
