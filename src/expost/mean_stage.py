@@ -20,7 +20,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density.base import Codes, Density
-from expost.density.fitting import codes_for, held_out_split, require_fitted
+from expost.density.fitting import WIDEST, codes_for, drawn_in, held_out_split, require_fitted, spreads
 from expost.density.normal import StandardNormal
 from expost.distributions import point
 from expost.objectives.elbo import ELBO
@@ -81,10 +81,14 @@ class MeanStage(Density):
 
     def fit(self, z: Codes, *, seed: int = 0) -> Self:
         """Train on codes (n, d); given posteriors, on their means."""
-        codes = codes_for(self, self.d, z.mean if isinstance(z, Distribution) else z, seed=seed)
+        codes = codes_for(self, self.d, z.mean if isinstance(z, Distribution) else z, seed=seed).to(self.mean.dtype)
         device = codes.device
-        mean, scale = codes.mean(0), codes.std(0).clamp_min(1e-6)
-        rows = (codes - mean) / scale
+        near = drawn_in(codes)
+        _, std, varies = spreads(near)
+        unit = torch.exp2(std.log2().round()).to(codes)  # a power of two, so that squares stay within float32 and nothing is rounded
+        mean = (near / unit).mean(0) * unit
+        scale = torch.where(varies, (near / unit).std(0) * unit, std.to(codes))
+        rows = ((codes - mean) / scale).clamp(-WIDEST, WIDEST)
         settings, val = self.training_settings, None
         if isinstance(settings.schedule, Plateau) or settings.best:
             kept, held_out = held_out_split(len(rows), 0.1, permutation(len(rows), "MeanStage", seed))

@@ -72,8 +72,17 @@ class SecondStage(Density):
 
     def fit(self, z: Codes, *, seed: int = 0) -> Self:
         """Train on codes; given posteriors q(z | x_i), fresh codes are drawn from them every epoch, as the paper does."""
-        draw_codes(z, seed=seed)  # checks
-        device = next(self.model.parameters()).device
+        drawn = draw_codes(z, seed=seed).double()
+        mean, std = float(drawn.mean(0).abs().max()), float(drawn.std(0).square().mean().sqrt())
+        if not (1e-3 < std < 1e3 and mean < 1e4):
+            raise ValueError(
+                f"the second stage trains on codes as they are, and these have a standard deviation of {std:.2g} around means of up to {mean:.2g}: "
+                "bring them to about 1 and 0 first, or fit a gaussian, gmm or flow, which take any scale"
+            )
+        weight = next(self.model.parameters())
+        device = weight.device
+        if isinstance(z, Tensor):
+            z = z.to(weight.dtype)
         self.model.load_state_dict(self._start)  # a second fit replaces the first
         history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device, progress=None)
         if history.failed:

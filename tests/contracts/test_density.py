@@ -235,6 +235,71 @@ def test_constant_dimensions_still_give_a_proper_density(build: Build) -> None:
         assert torch.isfinite(p.log_prob(sample)).all()
 
 
+def planted() -> dict[str, Tensor]:
+    """Codes as trained encoders make them when something is off: not of full rank, of any scale, with a broken one among them."""
+    z = codes(150, 3)
+    small, large = torch.tensor([1e-8, 1.0, 1e8]), torch.tensor([1e-30, 1.0, 1e30])
+    return {
+        "of lower rank": z @ codes(3, 6, seed=4),
+        "duplicated": torch.cat([z, z], 1),
+        "tied": torch.stack([z[:, 0], 2 - 3 * z[:, 0], 1e-3 * z[:, 0]], 1),
+        "tied and far": torch.stack([z[:, 0], -z[:, 0], z[:, 1]], 1) + 1e4,
+        "constant": torch.stack([z[:, 0], torch.full((150,), 4.0), torch.zeros(150), torch.full((150,), 1e6)], 1),
+        "fewer than dimensions": codes(12, 15),
+        "equal": torch.full((50, 3), 2.5),
+        "zero": torch.zeros(50, 3),
+        "few different": codes(3, 3).repeat(40, 1),
+        "outlier": torch.cat([z, 1e7 * torch.ones(1, 3)]),
+        "outlier in one": torch.cat([z, torch.tensor([[0.0, 1e12, 0.0]])]),
+        "tiny": 1e-30 * z,
+        "huge": 1e30 * z,
+        "mixed": small * z,
+        "mixed far apart": large * z,
+        "mixed and tied": torch.cat([small * z, small.flip(0) * z], 1),
+        "far": z + 1e6,
+        "far, double": z.double() + 1e6,
+        "half": z.half(),
+    }
+
+
+def deviation(z: Tensor) -> Tensor:
+    """Half of what lies between two quantiles, (d,): blind to an outlier."""
+    return (z.double().quantile(0.84, 0) - z.double().quantile(0.16, 0)) / 2
+
+
+@pytest.mark.filterwarnings("error")
+@fitted
+@pytest.mark.parametrize("name", planted())
+def test_codes_of_any_rank_and_scale(build: Build, name: str, tmp_path: Path) -> None:
+    z = planted()[name]
+    density = build(z.shape[1])
+    if isinstance(density, Flow):
+        density.steps = 20
+    if isinstance(density, GMM):
+        density.restarts = 2
+    p = density.fit(z)()
+    sample = p.sample(torch.Size((400,)))
+    with torch.no_grad():
+        assert torch.isfinite(sample).all()
+        if not (isinstance(density, KDE) and density.bandwidth == 0.5):  # a bandwidth in units of its own
+            assert torch.isfinite(p.log_prob(z.float())).all()
+            std = z.double().std(0)
+            varies = std > 1e-6 * z.double().abs().amax(0)
+            broken = "outlier" in name and not isinstance(density, FullGaussian)  # whose maximum likelihood is what it is
+            ratio = deviation(sample)[varies] / (deviation(z) if broken else std)[varies]
+            assert ((ratio > 0.3) & (ratio < (5 if broken else 3))).all(), ratio
+            assert (sample.double().std(0)[~varies] <= 5e-5 * z.double().abs().amax(0)[~varies].clamp_min(1)).all()
+    save_density(tmp_path / "p.safetensors", density)
+    assert same(load_density(tmp_path / "p.safetensors"), density)
+
+
+@fitted
+@pytest.mark.parametrize("size", [1e36, 1e-36])
+def test_codes_beyond_float32_are_one_sentence(build: Build, size: float) -> None:
+    with pytest.raises(ValueError, match="beyond float32: multiply them by a constant"):
+        build(2).fit(size * codes().double())
+
+
 @fitted
 def test_nothing_global_changes(build: Build) -> None:
     state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002

@@ -21,6 +21,9 @@ __all__ = ["Codes", "Density", "NotFittedError", "draw_codes"]
 #: Codes to fit to: a matrix (n, d), or the posteriors q(z | x_i) themselves, a distribution of batch shape (n,) and event shape (d,).
 Codes = Tensor | Distribution
 
+#: Largest code, and one over the smallest that the largest of a set may be: what float32 has room for, floors and sums included.
+LARGEST = 1e33
+
 
 class NotFittedError(ValueError):
     """The density has no state yet: call ``fit(z)`` or load a fitted one."""
@@ -51,4 +54,7 @@ def draw_codes(z: Codes, *, seed: int, epoch: int = 0) -> Tensor:
     if len(z) < 2:
         raise ValueError(f"cannot fit a density to {len(z)} codes: at least 2 are needed")
     check_finite(z, "codes")
+    largest = float(z.abs().max()) if z.numel() else 0.0
+    if z.is_floating_point() and (largest > LARGEST or 0 < largest < 1 / LARGEST):
+        raise ValueError(f"codes of a size up to {largest:.3g} are beyond float32: multiply them by a constant")
     return z.detach()

@@ -6,6 +6,8 @@ Three things make it cheap without changing its fixed points.
   codes (diagonal mixtures: standardised dimensions). Components are then well conditioned, and single precision suffices; should a
   factorisation fail all the same, everything is repeated in float64. ``reg`` is added to variances *here*: reg times the covariance of all
   codes, in their own units. Directions without variance (below the floor of :mod:`.fitting`) are left out and put back afterwards.
+* **Outliers do not set the scale.** μ, V and Λ, and the start, are those of codes whose outliers are drawn in (:func:`.fitting.drawn_in`). Else a
+  single broken code would make ``reg`` wider than all the others.
 * **Torch arrays.** scikit-learn takes torch tensors through the array API: its elementwise steps then use all threads, or the GPU.
 * **A growing subsample.** Several starts run on a few thousand codes; every few iterations those under which *other* codes are less
   likely are dropped, half of them at a time. The one that remains goes on with three times as many codes, and then with all.
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.density.fitting import moments, variance_floor
+from expost.density.fitting import Moments, drawn_in, lower, variance_floor
 from expost.seeds import generator
 
 __all__ = ["Run", "expectation_maximisation"]
@@ -52,55 +54,74 @@ def expectation_maximisation(
     device = z.device
     if device.type not in ("cpu", "cuda"):
         z = z.cpu()  # not every accelerator has float64
-    mean, covariance = moments(z)
+    z = z[torch.randperm(len(z), generator=generator("em", seed)).to(z.device)]
+    near = drawn_in(z) if components > 1 else z
+    # A component that holds an outlier and much else may be singular in float64 even, unless the outlier sets the scale after all.
+    for scale, dtype in ((near, torch.float32), (near, torch.float64), *([] if near is z else [(z, torch.float64)])):
+        found = _whitened(z, scale, dtype, components, full, restarts, tol, max_iter, reg, seed)
+        if found is not None:
+            weights, means, factors, run = found
+            return weights.to(device), means.to(device), factors.to(device), run
+    raise ValueError("the mixture could not be fitted: a component collapsed; use fewer components or raise reg")
+
+
+def _whitened(
+    z: Tensor,
+    near: Tensor,
+    dtype: torch.dtype,
+    components: int,
+    full: bool,
+    restarts: int,
+    tol: float,
+    max_iter: int,
+    reg: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Run] | None:
+    """EM on codes whitened by the moments of ``near``, and its result in the codes' units; None if it failed in this precision."""
+    moments = Moments.of(near)
+    d = z.shape[1]
     if full:
-        values, basis = torch.linalg.eigh(covariance)
+        values, basis = torch.linalg.eigh(moments.covariance)
     else:
-        values, basis = covariance.diagonal(), torch.eye(z.shape[1], dtype=torch.float64, device=z.device)
-    floor = variance_floor(values, float(z.abs().max()))
+        values, basis = moments.covariance.diagonal(), torch.eye(d, dtype=torch.float64, device=z.device)
+    floor = variance_floor(values)
     used = values > floor
     scales = values.clamp_min(floor).sqrt()
-    order = torch.randperm(len(z), generator=generator("em", seed)).to(z.device)
-    z = z[order]
-    white = ((z.double() - mean) @ basis[:, used]) / scales[used]
+    r = int(used.sum())
 
-    d, r = z.shape[1], int(used.sum())
     weights = torch.full((components,), 1 / components, dtype=torch.float64, device=z.device)
-    inner_means = torch.zeros(components, r, dtype=torch.float64, device=z.device)
-    inner = torch.eye(r, dtype=torch.float64, device=z.device).expand(components, r, r)
+    means = torch.zeros(components, d, dtype=torch.float64, device=z.device)
+    inner = torch.eye(d, dtype=torch.float64, device=z.device).repeat(components, 1, 1)
     run = Run(0, True)
     if r:
-        for dtype in (torch.float32, torch.float64):
-            fitted = _staged(z, white.to(dtype), components, full, restarts, tol, max_iter, reg, seed)
-            if fitted is not None:
-                weights, inner_means, inner, run = fitted
-                break
-        else:
-            raise ValueError("the mixture could not be fitted: a component collapsed; use fewer components or raise reg")
-
-    whole_means = torch.zeros(components, d, dtype=torch.float64, device=z.device)
-    whole_means[:, used] = inner_means
-    whole = torch.eye(d, dtype=torch.float64, device=z.device).repeat(components, 1, 1)
-    rows = used.nonzero()[:, 0]
-    whole[:, rows[:, None], rows] = inner
-    back = basis * scales  # z = mean + back a
-    means = mean + whole_means @ back.mT
-    covariances = back @ whole @ back.mT
-    scale = torch.linalg.cholesky(covariances) if full else covariances.diagonal(dim1=-2, dim2=-1).sqrt()
-    return weights.to(device), means.to(device), scale.to(device), run
+        white = (((z.double() - moments.mean) / moments.unit) @ basis[:, used]) / scales[used]
+        plain = (near.double() - moments.mean) / moments.unit[moments.covariance.diagonal() > 0].max()
+        fitted = _staged(plain.float(), white.to(dtype), components, full, restarts, tol, max_iter, reg, seed)
+        if fitted is None:
+            return None
+        weights, means[:, used], covariances, run = fitted
+        rows = used.nonzero()[:, 0]
+        inner[:, rows[:, None], rows] = covariances
+    back = moments.unit[:, None] * basis * scales  # z = mean + back a
+    if full:
+        values, vectors = torch.linalg.eigh(inner)  # positive up to round-off: EM has added reg
+        factors = lower(back @ (vectors * values.clamp_min(max(reg / 2, 1e-12))[:, None].sqrt()))
+    else:
+        factors = back.diagonal() * inner.diagonal(dim1=-2, dim2=-1).sqrt()
+    return weights, moments.mean + means @ back.mT, factors, run
 
 
 def _staged(
-    z: Tensor, white: Tensor, components: int, full: bool, restarts: int, tol: float, max_iter: int, reg: float, seed: int
+    plain: Tensor, white: Tensor, components: int, full: bool, restarts: int, tol: float, max_iter: int, reg: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Run] | None:
-    """EM on growing parts of the (already shuffled) codes; None if a factorisation failed in this precision."""
+    """EM on growing parts of whitened codes, started on the codes themselves (both shuffled); None if a factorisation failed in this precision."""
     n, r = white.shape
     first = min(n, components * max(_PER_COMPONENT, _PER_DIMENSION * r))
     judged = white[first : 2 * first] if n >= 2 * first else white[:first]
     try:
         with _torch_arrays():
             runners = [
-                _estimator(_start(z[:first], white[:first], components, full, seed + k), components, full, reg)
+                _estimator(_start(plain[:first], white[:first], components, full, seed + k), components, full, reg)
                 for k in range(restarts if components > 1 else 1)
             ]
             while len(runners) > 1:
@@ -121,7 +142,7 @@ def _staged(
     return weights, means, covariances, Run(int(best.n_iter_), bool(best.converged_))
 
 
-def _start(z: Tensor, white: Tensor, components: int, full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _start(plain: Tensor, white: Tensor, components: int, full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and precisions from k-means on the codes themselves: directions of large variance tell clusters apart best.
 
     Each cluster's covariance is drawn towards a small multiple of the identity, as if by r further codes, so that it is never singular.
@@ -131,7 +152,7 @@ def _start(z: Tensor, white: Tensor, components: int, full: bool, seed: int) -> 
 
     # scikit-learn's k-means adds up partial sums in the order in which threads finish: one thread makes it reproducible.
     with threadpool_limits(1, user_api="openmp"):
-        labels = KMeans(components, n_init=1, random_state=seed).fit(z.float().cpu().numpy()).labels_
+        labels = KMeans(components, n_init=1, random_state=seed).fit(plain.cpu().numpy()).labels_
     member = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), components).to(white)
     count = member.sum(0)
     r = white.shape[1]

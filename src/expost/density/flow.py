@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution
 
 from expost.density.base import Codes, Density
-from expost.density.fitting import FitReport, codes_for, held_out_split, require_fitted
+from expost.density.fitting import WIDEST, FitReport, codes_for, drawn_in, held_out_split, require_fitted, spreads
 from expost.optimise import minimise
 from expost.schedules import Cosine
 from expost.seeds import permutation, seeded
@@ -93,11 +93,11 @@ class Flow(Density):
     def fit(self, z: Codes, *, seed: int = 0) -> Self:
         z = codes_for(self, self.d, z, seed=seed, least=10).to(self.mean.dtype)
         kept, apart = held_out_split(len(z), 0.1, permutation(len(z), "flow", seed))
-        mean, std = z.double().mean(0), z.double().std(0)
-        floor = max(1e-6 * float(z.abs().max()), 1e-6)  # constant dimensions become narrow, not singular
+        near = drawn_in(z)  # one outlier would set the scale of all others
+        mean, std, varies = spreads(near)  # constant dimensions become narrow, not singular
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp_min(floor))
-        white = (z - self.mean) / self.std
+        self.std.copy_(torch.where(varies, near.double().std(0), std))
+        white = ((z - self.mean) / self.std).clamp(-WIDEST, WIDEST)
         train, held_out = white[kept.to(z.device)], white[apart.to(z.device)]
 
         self.network.load_state_dict(self._build(seed).state_dict())

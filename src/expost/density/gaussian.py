@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from expost.density.base import Codes, Density
-from expost.density.fitting import FitReport, codes_for, covariance_factor, moments, require_fitted
+from expost.density.fitting import FitReport, Moments, codes_for, require_fitted
 
 __all__ = ["FullGaussian"]
 
@@ -19,8 +19,8 @@ __all__ = ["FullGaussian"]
 class FullGaussian(Density):
     r"""p(z) = N(z; μ, Σ) at the maximum-likelihood μ = mean, Σ = 1/n Σ_i (z_i - μ)(z_i - μ)ᵀ.
 
-    Codes that do not span their space (constant dimensions, fewer codes than dimensions) still give a proper density: eigenvalues of Σ
-    below a floor, about 1e-10 of the largest, are raised to it (:func:`~expost.density.fitting.covariance_factor`); otherwise Σ is exact.
+    Codes that do not span their space (constant or tied dimensions, fewer codes than dimensions) still give a proper density: eigenvalues of Σ
+    below a floor, 1e-10 of the largest, are raised to it (:class:`~expost.density.fitting.Moments`); otherwise Σ is exact.
 
     Args:
         d: dimension of the codes.
@@ -49,9 +49,9 @@ class FullGaussian(Density):
 
     def fit(self, z: Codes, *, seed: int = 0) -> Self:
         z = codes_for(self, self.d, z, seed=seed)
-        mean, covariance = moments(z)
-        self.mean.copy_(mean)
-        self.scale_tril.copy_(covariance_factor(covariance, float(z.abs().max())))
+        moments = Moments.of(z)
+        self.mean.copy_(moments.mean)
+        self.scale_tril.copy_(moments.factor())
         self.fitted.fill_(True)
         self.report = FitReport(float(self().log_prob(z.to(self.mean.dtype)).mean()))
         return self

@@ -2,7 +2,7 @@ r"""Kernel density estimate: p(z) = 1/m Σ_i N(z; z_i, H), a Gaussian at each of
 
 The bandwidth matrix H decides everything. A rule (Scott 1992): H = m^{-2/(d+4)} Σ with Σ the covariance of the codes; a number h:
 H = h² I, in the units of the codes (Ghosh et al. 2020 use h = 0.425 in their code); or H = h² Σ with the h under which held-out codes are
-most likely. In more than a few dimensions the last is the one to trust.
+most likely. In more than a few dimensions the last is the one to trust. For Σ, far outliers are drawn in (:func:`.fitting.drawn_in`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
 from expost.density.base import Codes, Density
-from expost.density.fitting import FitReport, codes_for, covariance_factor, held_out_split, moments, require_fitted
+from expost.density.fitting import FitReport, Moments, codes_for, drawn_in, held_out_split, require_fitted, spreads
 from expost.seeds import permutation
 
 __all__ = ["KDE", "KernelMixture"]
 
 #: Elements of the largest temporary in ``log_prob``: 32 MiB of float64.
 _CHUNK = 1 << 22
+
+#: Squared norm, in bandwidths, from which a sum of products in float64 is off by 1e-3 or more.
+_ROUGH = 1e12
 
 #: Bandwidths that cross-validation tries, as factors of the codes' own covariance factor.
 _SMALLEST, _LARGEST, _GOLDEN_STEPS = 1e-2, 2.0, 20
@@ -73,11 +76,17 @@ class KernelMixture(Distribution):
             self._white = self._whiten(self.points)
         norms = self._white.square().sum(1)
 
+        z = self._whiten(value.reshape(-1, d))
+        # Codes a million bandwidths apart: the products below would round away the distance to the nearest kernel.
+        rough = float(norms.max()) > _ROUGH or (z.numel() > 0 and float(z.detach().square().sum(1).max()) > _ROUGH)
+
         def chunk(z: Tensor) -> Tensor:
+            if rough:
+                squared = torch.cdist(z, self._white, compute_mode="donot_use_mm_for_euclid_dist").square()  # type: ignore[arg-type]
+                return torch.logsumexp(-0.5 * squared, 1).to(value.dtype)
             squared = torch.addmm(norms + z.square().sum(1, keepdim=True), z, self._white.mT, alpha=-2)  # type: ignore[union-attr]
             return torch.logsumexp(-0.5 * squared.clamp_min(0).to(value.dtype), 1)
 
-        z = self._whiten(value.reshape(-1, d))
         # With gradients, each chunk is computed again on the way back instead of being kept.
         keep = torch.is_grad_enabled() and z.requires_grad
         rows = z.split(max(1, _CHUNK // m))
@@ -130,8 +139,7 @@ class KDE(Density):
         kept, others = z[order[: self.points]].to(self.kernels.dtype), z[order[self.points : self.points + 1000]]
         m, note = len(kept), ""
         if isinstance(self.bandwidth, str):
-            _, covariance = moments(z)
-            factor = covariance_factor(covariance, float(z.abs().max())).to(kept)
+            factor = Moments.of(drawn_in(z)).factor().to(kept)
             if self.bandwidth == "scott":
                 h = m ** (-1 / (self.d + 4))
             else:
@@ -140,6 +148,9 @@ class KDE(Density):
             scale = h * factor
         else:
             scale = self.bandwidth * torch.eye(self.d, device=kept.device, dtype=kept.dtype)
+            ratio = self.bandwidth / float(spreads(drawn_in(z))[1].median())
+            if not 1e-3 < ratio < 1e3:
+                note = f"kernels have {ratio:.2g} times the codes' standard deviation: choose another bandwidth, or scott or cv"
         self.kernels.zero_()
         self.kernels[:m] = kept
         self.count.fill_(m)

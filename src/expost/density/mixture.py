@@ -91,7 +91,10 @@ class GaussianMixture(Distribution):
         if self.full:
             if self._inverse is None:
                 eye = torch.eye(d, dtype=self.scale.dtype, device=self.scale.device)
-                self._inverse = torch.linalg.solve_triangular(self.scale, eye.expand_as(self.scale), upper=False).mT.contiguous()
+                # Rows of the factor over their diagonal have no unit: dimensions of 1e-30 and 1e30 side by side do not overflow.
+                unit = self.scale.diagonal(dim1=-2, dim2=-1)
+                inverse = torch.linalg.solve_triangular(self.scale / unit[..., None], eye.expand_as(self.scale), upper=False)
+                self._inverse = (inverse / unit[..., None, :]).mT.contiguous()
             log_det = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         else:
             log_det = self.scale.log().sum(-1)
