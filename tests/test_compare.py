@@ -14,7 +14,7 @@ import torch
 
 from expost.cli import main
 from expost.evaluate.comparison import compare, image_set
-from expost.evaluate.features import Pixels, extract
+from expost.evaluate.features import Pixels, Wrapped, extract
 from expost.evaluate.frechet import frechet_distance
 from expost.evaluate.sets import ArraySet, FolderSet
 from expost.files import NotKept
@@ -152,8 +152,8 @@ def test_a_cache_knows_how_files_are_read_and_survives_damage(sets: dict[str, Pa
     a, b = (ArraySet(tmp_path / "two.npz", key=key) for key in "ab")
     assert compare(a, b, **options)["generated"]["FD"].value > 0.1  # type: ignore[arg-type]
     small, cut = (FolderSet(sets["folder"], size=4, **crop) for crop in ({}, {"crop": 6}))
-    first = compare(small, small, **options)["generated"]["KID"]  # type: ignore[arg-type]
-    assert compare(cut, small, **options)["generated"]["KID"].value != first.value  # type: ignore[arg-type]
+    first = compare(small, small, **options)["generated"]["FD"]  # type: ignore[arg-type]
+    assert compare(cut, small, **options)["generated"]["FD"].value != first.value  # type: ignore[arg-type]
     whole = compare(a, b, **options)["generated"]  # type: ignore[arg-type]
     kept_files = {file: file.read_bytes() for file in (tmp_path / "c" / "features").iterdir()}
     for damage in (lambda kept: b"", lambda kept: kept[:200], lambda kept: kept[:128] + bytes(len(kept) - 128), lambda kept: kept[:-9]):
@@ -168,6 +168,40 @@ def test_a_cache_knows_how_files_are_read_and_survives_damage(sets: dict[str, Pa
     for file in (tmp_path / "c" / "moments").iterdir():
         file.write_bytes(b"not a file of tensors")
     assert compare(a, b, **moments)["generated"]["FD"].value == expected  # type: ignore[arg-type]
+
+
+def test_a_set_against_itself_on_the_command_line(
+    sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of a folder and an array of the same images are the same images; what is not given is a dash, in the controls too, and null."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    a, b, out = str(sets["a"]), str(sets["b"]), tmp_path / "out.json"
+    shared = "of the generated images are in the reference set: FD∞ and KID assume independent sets"
+    assert main(["compare", str(sets["folder"]), str(sets["folder"]), "--extractor", "pixels", "--no-controls"]) == 0
+    text = capsys.readouterr().out
+    assert f"note: 60 {shared}" in text
+    assert not any(line.startswith("KID") for line in text.splitlines())
+    assert main(["compare", a, b, "--train", b, "--extractor", "pixels", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert f"training images: 60 {shared}" in text
+    assert "60 of the reference images are in the training set: C_T, copy distance and FLD assume unseen ones" in text
+    found = json.loads(out.read_text())
+    assert found["generated"]["KID"]["value"] is not None
+    assert "KID" not in found["training images"]
+    assert main(["compare", a, a, "--extractor", "pixels", "--metrics", "kid", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["generated"]["KID"]["value"] is None
+    assert any(line.split()[:3] == ["KID", "-", "-"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_an_extractor_that_prefers_shuffled_pixels_is_told(tmp_path: Path) -> None:
+    """Grey levels in order know nothing of structure: to them, shuffled pixels are the real images."""
+    blind = Wrapped(lambda x: x.flatten(1).sort(1).values, name="sorted", dim=64, version="1")
+    note = "shuffled pixels come nearer to real images"
+    for groups, metric in ((("fd",), "FD"), (("fd", "neighbours"), "FD"), (("kid",), "KID")):
+        real, made = pictures(60, seed=2), pictures(60, seed=1)
+        for extractor, told in ((blind, metric == "FD"), (Pixels((1, 8, 8)), False)):
+            found = compare(made, real, extractor=extractor, groups=groups, cache=tmp_path)["generated"][metric]
+            assert any(text.startswith(note) for text in found.notes) == told
 
 
 def test_tensors_and_what_cannot_be_said(sets: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from expost.evaluate.controls import CONTROLS, control_sets, jitter
 from expost.evaluate.features import Pixels, RandomNetwork, extract
 from expost.evaluate.sets import InMemory, Mapped
 from expost.evaluate.suite import COPYING, GROUPS, QUALITY, Reference, check_groups, measure
+from expost.results import Result
 from expost.seeds import generator
 
 
@@ -47,6 +50,70 @@ def test_every_metric_is_there_with_its_context(reference: Reference) -> None:
     assert any("400" in note for note in found["FD"].notes)  # too few to compare with the literature
 
 
+INDEPENDENT = {"FD∞", "KID"}
+
+
+@pytest.mark.parametrize(
+    ("generated", "note"),
+    [
+        (lambda: blobs(400, 0), "400 of the generated images are in the reference set: FD∞ and KID assume independent sets"),
+        (lambda: torch.cat([blobs(370, 2), blobs(400, 0)[:30]]), "30 of the generated images are in the reference set"),
+        (lambda: torch.cat([blobs(399, 2), blobs(400, 0)[7:8]]), "1 of the generated images are in the reference set"),
+        (lambda: blobs(200, 2).repeat_interleave(2, 0), "200 of the generated images repeat others of their set: FD∞ and KID assume"),
+        (lambda: blobs(1, 2).expand(400, -1, -1, -1), "399 of the generated images repeat others"),
+    ],
+    ids=["the same", "thirty", "one", "twice", "one image"],
+)
+def test_sets_that_share_or_repeat_images_are_noticed(reference: Reference, generated: Callable[[], Tensor], note: str) -> None:
+    """Estimates that assume independence are left out, the others stay, and the reason is in the results; also where nothing else was asked for."""
+    x = features(generated())
+    found = measure(x, reference, name="kin", groups=("fd", "kid", "neighbours"))
+    assert set(found) == {*QUALITY} - INDEPENDENT - {"F8", "F1/8"}
+    assert any(text.startswith(note) for text in found["FD"].notes)
+    alone = measure(x, reference, name="kin", groups=("kid",))["KID"]
+    assert alone.to_json()["value"] is None
+    assert "KID = - (n = 400)" in str(alone)
+    assert any(text.startswith(note) for text in alone.notes)
+    assert math.isnan(Result.from_json(alone.to_json()).value)
+
+
+def test_a_repeated_reference_and_a_repeated_image_of_a_large_set(tmp_path: Path) -> None:
+    twice = Reference.of(Pixels((1, 8, 8)), blobs(200, 0).repeat(2, 1, 1, 1), cache=tmp_path)
+    found = measure(features(blobs(400, 2)), twice, name="x", groups=("fd", "kid"))
+    assert set(found) == {"FD"}
+    assert any(note.startswith("200 of the reference images repeat others") for note in found["FD"].notes)
+    one = torch.cat([blobs(399, 0), blobs(399, 0)[:1]])  # as it happens in published sets: said, and of no consequence
+    found = measure(features(blobs(400, 2)), Reference.of(Pixels((1, 8, 8)), one, cache=tmp_path), name="x", groups=("fd", "kid"))
+    assert {"FD", *INDEPENDENT} == set(found)
+    assert "1 of the reference images repeat others of their set" in found["FD"].notes
+    fresh = measure(features(blobs(400, 2)), Reference.of(Pixels((1, 8, 8)), blobs(400, 0), cache=tmp_path), name="x", groups=("fd", "kid"))
+    assert not any("repeat" in note or "reference set" in note for result in fresh.values() for note in result.notes)
+
+
+def test_reference_images_seen_in_training(tmp_path: Path) -> None:
+    """C_T of fresh images against a test set that is the training set says that they underfit."""
+    seen = Reference.of(Pixels((1, 8, 8)), blobs(400, 0), blobs(400, 0), cache=tmp_path)
+    found = measure(features(blobs(400, 2)), seen, name="fresh", groups=("memorisation", "fld"))
+    assert set(found) == {"AuthPct", "NN ratio"}
+    assert "400 of the reference images are in the training set: C_T, copy distance and FLD assume unseen ones" in found["AuthPct"].notes
+
+
+def test_repeating_the_training_set_changes_nothing_about_copying(tmp_path: Path) -> None:
+    """Samples that differ from training images by a grey level are copies, however often each of these occurs."""
+    train, test = blobs(300, 1), blobs(300, 0)
+    near = (train.int() + torch.randint(-1, 2, train.shape, generator=generator("near"))).clamp(0, 255).to(torch.uint8)
+    groups = ("memorisation", "fld")
+    once, *repeated = (
+        measure(features(near), Reference.of(Pixels((1, 8, 8)), test, seen, cache=tmp_path), name="near", groups=groups)
+        for seen in (train, train.repeat_interleave(2, 0), train.repeat(3, 1, 1, 1), torch.cat([train, train[:1].expand(50, -1, -1, -1)]))
+    )
+    assert (once["AuthPct"].value, once["NN ratio"].value) == (0, 100)
+    assert set(once) == {*COPYING}
+    for found, copies in zip(repeated, (300, 600, 50), strict=True):
+        assert {m: (r.value, r.error) for m, r in found.items()} == {m: (r.value, r.error) for m, r in once.items()}
+        assert any(note.startswith(f"{copies} of the training images repeat others") for note in found["AuthPct"].notes)
+
+
 def test_groups_are_asked_for_by_name(reference: Reference) -> None:
     assert set(measure(features(blobs(400, 2)), reference, name="x", groups=("prd",))) == {"F8", "F1/8"}
     assert check_groups(reversed(GROUPS)) == GROUPS
@@ -74,8 +141,8 @@ def test_known_answers_side_by_side(reference: Reference) -> None:
     assert collapsed["precision"].value > 0.99
     assert collapsed["recall"].value < 0.05  # a swap of the arguments would exchange the two
     assert collapsed["F1/8"].value > collapsed["F8"].value
-    for metric in ("FD", "KID"):
-        assert fresh[metric].value < off[metric].value < collapsed[metric].value
+    assert fresh["FD"].value < off["FD"].value < collapsed["FD"].value
+    assert fresh["KID"].value < off["KID"].value
     assert off["precision"].value < fresh["precision"].value
 
 
@@ -133,11 +200,12 @@ def test_control_sets_are_what_they_are_called() -> None:
     sets = control_sets(held_out, train, 40, seed=2)
     assert tuple(sets) == CONTROLS
     assert all(x.shape == (40, 1, 8, 8) for x in sets.values())
-    assert torch.equal(sets["held-out images"], held_out[:40])
+    fresh = sets["held-out images"]
+    assert {tuple(row.tolist()) for row in fresh.flatten(1)} <= {tuple(row.tolist()) for row in held_out.flatten(1)}
     flat = {tuple(row.tolist()) for row in train.flatten(1)}
     assert all(tuple(row.tolist()) in flat for row in sets["training images"].flatten(1))
     assert not any(tuple(row.tolist()) in flat for row in sets["jittered training images"].flatten(1))
-    assert torch.equal(sets["shuffled pixels"].flatten(1).sort(1).values, held_out[:40].flatten(1).sort(1).values)
+    assert torch.equal(sets["shuffled pixels"].flatten(1).sort(1).values, fresh.flatten(1).sort(1).values)
 
 
 def test_a_mapped_set_gives_the_features_of_its_images() -> None:
@@ -150,7 +218,8 @@ def test_a_mapped_set_gives_the_features_of_its_images() -> None:
 
 def test_what_cannot_be_said_is_left_out_with_the_reason(tmp_path: Path) -> None:
     """A generator that has collapsed far from all test points fills no cell of C_T; the others are still measured."""
-    train = torch.cat([blobs(300, 1), torch.full((100, 1, 8, 8), 255, dtype=torch.uint8)])
+    white = torch.randint(240, 256, (100, 1, 8, 8), generator=generator("white")).to(torch.uint8)
+    train = torch.cat([blobs(300, 1), white])
     reference = Reference.of(Pixels((1, 8, 8)), blobs(200, 0), train, cache=tmp_path)
     found = measure(features(torch.full((200, 1, 8, 8), 254, dtype=torch.uint8)), reference, name="white", groups=("memorisation",))
     assert "C_T" not in found

@@ -36,7 +36,7 @@ class Result:
 
     Attributes:
         name: what was measured, with the extractor where there is one, e.g. ``FD[classifier-mnist@1a2b]``.
-        value: the number.
+        value: the number; NaN where it was asked for and is not given: a dash when printed, null in JSON, and the notes say why.
         error: its standard error or spread over repetitions, where known.
         n: sample size.
         unit: e.g. ``nats``, ``bits/dim``.
@@ -57,8 +57,13 @@ class Result:
     def __float__(self) -> float:
         return self.value
 
+    @property
+    def shown(self) -> float | None:
+        """The value for a table or a file: None if there is none."""
+        return None if math.isnan(self.value) else float(self.value)
+
     def __str__(self) -> str:
-        text = f"{self.name} = {format_number(float(self.value))}"
+        text = f"{self.name} = {format_number(self.shown)}"
         if self.error is not None:
             text += f" ± {format_number(float(self.error))}"
         text += f" {self.unit}" if self.unit else ""
@@ -68,7 +73,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "value": self.value,
+            "value": self.shown,
             "error": self.error,
             "n": self.n,
             "unit": self.unit,
@@ -79,7 +84,7 @@ class Result:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Result:
-        return cls(**{**value, "notes": tuple(value["notes"])})
+        return cls(**{**value, "value": math.nan if value["value"] is None else value["value"], "notes": tuple(value["notes"])})
 
 
 @dataclass

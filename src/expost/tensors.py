@@ -7,6 +7,7 @@ one, or a sentence, in :func:`as_data`; every function that takes stored data be
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,18 @@ __all__ = [
     "check_levels",
     "fold",
     "full_precision",
+    "in_range",
+    "largest",
     "like",
     "numbered",
+    "shifted",
     "spelled",
     "sum_event",
     "unit",
 ]
+
+#: Powers of two between which the largest number of a set may lie without being scaled: d squares of it, and their squares, are float32 numbers.
+RANGE = 24
 
 
 def as_data(x: Any, what: str = "the data") -> Tensor:
@@ -149,6 +156,37 @@ def numbered(start: int) -> Iterator[None]:
         yield
     except NonFinite as error:
         raise NonFinite(error.what, start + error.row) from None
+
+
+def largest(*sets: Tensor) -> float:
+    """The largest absolute value in these sets; 0 if they are empty."""
+    return max((float(max(abs(side) for side in part.aminmax())) for part in sets if part.numel()), default=0.0)
+
+
+def in_range(*sets: Tensor, single: bool = False) -> tuple[int, tuple[Tensor, ...]]:
+    """An exponent e and the sets times 2^-e, exactly: finite numbers of 1e200 or 1e-200 whose squares would overflow or vanish.
+
+    e = 0, and the very sets are returned, where their largest number lies within 2^±24; otherwise it is brought to about 1, in float64. What is
+    lost is below 1e-300 of the largest number. Lengths of the scaled sets come back with :func:`shifted`.
+
+    Args:
+        single: arithmetic will be in float32. In float64, squares of float32 numbers need no look.
+    """
+    if not single and all(part.dtype != torch.float64 for part in sets):
+        return 0, sets
+    most = largest(*sets)
+    if not math.isfinite(most) or most == 0 or 2.0**-RANGE <= most <= 2.0**RANGE:
+        return 0, sets
+    e = math.frexp(most)[1]
+    return e, tuple(shifted(part.double(), -e) for part in sets)
+
+
+def shifted(x: Tensor, e: int) -> Tensor:
+    """x · 2^e, where 2^e itself may be no float64; ``x`` itself for e = 0."""
+    while e:
+        step = max(-1000, min(1000, e))
+        x, e = x * 2.0**step, e - step
+    return x
 
 
 @contextmanager

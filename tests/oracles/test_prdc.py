@@ -53,7 +53,7 @@ def test_agrees_where_features_are_rectified_and_heavy_tailed() -> None:
 def test_density_and_coverage_agree_on_ties_where_arithmetic_is_exact() -> None:
     """Small integers: every distance of both implementations is exact, so that < means the same. Their < in precision is not ours."""
     draws = torch.Generator().manual_seed(0)
-    generated, real = (torch.randint(4, (n, 5), generator=draws).double() for n in (300, 400))
+    generated, real = (torch.randint(7, (n, 5), generator=draws).double() for n in (300, 400))
     expected, found = oracle(generated, real, 3), ours(generated, real, 3)
     assert found["density"] == pytest.approx(expected["density"], abs=1e-12)
     assert found["coverage"] == pytest.approx(expected["coverage"], abs=1e-12)
@@ -62,7 +62,7 @@ def test_density_and_coverage_agree_on_ties_where_arithmetic_is_exact() -> None:
 
 
 def test_identical_sets_of_repeated_points() -> None:
-    """clovaai/generative-evaluation-prdc, issue 7: all four scores of prdc are 0; precision and recall as published are 1."""
+    """clovaai/generative-evaluation-prdc, issue 7: all four scores of prdc are 0; here a ball of radius 0 still holds copies of its centre."""
     x = normal(4, 3, 0, torch.float64).repeat(10, 1).round(decimals=1) * 10
     assert oracle(x, x, 3) == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
-    assert ours(x, x.clone(), 3) == {"precision": 1, "recall": 1, "density": 0, "coverage": 0}
+    assert ours(x, x.clone(), 3) == {"precision": 1, "recall": 1, "density": pytest.approx(10 / 3), "coverage": 1}

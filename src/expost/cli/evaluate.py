@@ -115,6 +115,7 @@ class Compare(Shared):
         from expost.cli.commands import echo
         from expost.devices import choose_device
         from expost.evaluate.comparison import compare
+        from expost.evaluate.suite import COPYING, QUALITY
         from expost.files import write_json
         from expost.results import Table
 
@@ -127,14 +128,25 @@ class Compare(Shared):
         measured = found["generated"]
         others = [name for name in found if name != "generated"]
         table = Table(("metric", "value", "error", "n", *others), title=f"{self.generated} against {self.real}")
-        for name, result in measured.items():
-            beside = (found[other][name].value if name in found[other] else None for other in others)
-            table.add(result.name if name == "FD" else name, result.value, result.error, result.n, *beside)
+        for name in (m for m in (*QUALITY, *COPYING) if any(m in results for results in found.values())):
+            beside = (found[other][name].shown if name in found[other] else None for other in others)
+            result = measured.get(name)
+            cells = (
+                (name, None, None, None)
+                if result is None
+                else (result.name if name == "FD" else name, result.shown, result.error, result.n)
+            )
+            table.add(*cells, *beside)
         context = next(iter(measured.values())).context
         table.notes.append(
             ", ".join(f"{key} {context[key]}" for key in ("extractor", "n generated", "n reference", "n train", "seed", "version"))
         )
         table.notes += dict.fromkeys(note for result in measured.values() for note in result.notes)
+        for other in others:  # what is missing there, where it is not missing here
+            told = dict.fromkeys(note for result in found[other].values() for note in result.notes)
+            table.notes += [
+                f"{other}: {note}" for note in told if note not in table.notes and (note.startswith("no ") or " assume " in note)
+            ]
         if others:
             first = next(iter(found[others[0]].values()))
             count = first.context["n generated"]

@@ -24,7 +24,7 @@ from expost.divergences import multi_scale_imq
 from expost.optimise import minimise
 from expost.results import Result
 from expost.seeds import generator, permutation, seed_from, seeded
-from expost.tensors import check_finite
+from expost.tensors import check_finite, in_range, shifted
 
 __all__ = ["MEMORY", "c2st", "codes_pair", "mmd"]
 
@@ -99,7 +99,7 @@ def mmd(
         raise ValueError(f'kernel must be "imq" or "rbf", not {kernel!r}')
     if permutations < 1:
         raise ValueError(f"at least one permutation is needed, not {permutations}")
-    first, second = codes_pair(a, b, n, seed)
+    e, (first, second) = in_range(*codes_pair(a, b, n, seed))
     pooled, size = torch.cat([first, second]), len(first)
     total = len(pooled)
     if memory < 12 * total**2:
@@ -107,6 +107,7 @@ def mmd(
             f"kernels between {total} codes need {12 * total**2} bytes, memory allows {memory}: raise it, or n = {math.isqrt(memory // 48)}"
         )
     matrix, scale = _kernel(pooled, kernel, memory)
+    scale = float(shifted(torch.tensor(scale, dtype=torch.float64), 2 * e))
     rows = matrix.sum(1)
     everything = rows.sum()
     labels = torch.zeros(permutations + 1, total, dtype=torch.float64, device=pooled.device)
@@ -199,7 +200,7 @@ def c2st(
         raise ValueError(f'classifier must be "mlp" or "logistic", not {classifier!r}')
     if folds < 2:
         raise ValueError(f"at least two folds are needed, not {folds}")
-    first, second = codes_pair(a, b, n, seed, least=20)
+    first, second = in_range(*codes_pair(a, b, n, seed, least=20))[1]
     size = min(len(first), len(second))
     pooled = torch.cat([first[:size], second[:size]])
     x = ((pooled - pooled.mean(0)) / pooled.std(0).clamp_min(1e-12)).float()  # needs no labels, so that folds stay apart

@@ -18,7 +18,7 @@ clusters, and is exact for the labels returned, of the features in float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from expost.evaluate.matrix import feature_matrix
 from expost.seeds import generator, permutation
+from expost.tensors import in_range, shifted
 
 __all__ = ["Clusters", "lloyd"]
 
@@ -82,9 +83,11 @@ def lloyd(
         raise ValueError(f"{clusters} clusters cannot be made of {len(x)} rows: pass more rows or fewer clusters")
     if restarts < 1 or iterations < 1:
         raise ValueError(f"at least 1 restart and 1 iteration are needed, not {restarts} and {iterations}")
-    return lloyd_(
+    e, (x,) = in_range(x, single=True)
+    found = lloyd_(
         x.to(torch.float32, copy=True), clusters, restarts=restarts, seed=seed, tolerance=tolerance, iterations=iterations, memory=memory
     )
+    return replace(found, inertias=shifted(found.inertias, 2 * e))
 
 
 def lloyd_(x: Tensor, clusters: int, *, restarts: int, seed: int, tolerance: float = 3e-3, iterations: int = 100, memory: int) -> Clusters:

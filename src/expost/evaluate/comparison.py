@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expost import data
 from expost.evaluate.choose import extractor_of, without_labels
-from expost.evaluate.controls import jitter, shuffle_pixels
+from expost.evaluate.controls import blind, jitter, shuffle_pixels
 from expost.evaluate.features import Extractor
 from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.evaluate.gather import Processes
@@ -173,11 +173,13 @@ def compare(
 
 
 def _noted(found: dict[str, dict[str, Result]], *sets: ImageSet | None) -> dict[str, dict[str, Result]]:
-    """The results, those of the generated set with what must be said of how the files were read."""
+    """The results, those of the generated set with what must be said of how the files were read, and of an extractor that prefers shuffled pixels."""
     inner = [images.images if isinstance(images, _Drawn) else images for images in sets]
-    said = tuple(dict.fromkeys(note for images in inner if isinstance(images, FolderSet | ArraySet) for note in images.notes()))
+    said = [note for images in inner if isinstance(images, FolderSet | ArraySet) for note in images.notes()]
+    blinded = blind(found["generated"], found.get("shuffled pixels", {}))
+    notes = tuple(dict.fromkeys([*said, *([blinded] if blinded else [])]))
     return {
-        row: {name: replace(r, notes=(*r.notes, *said)) for name, r in results.items()} if row == "generated" else results
+        row: {name: replace(r, notes=(*r.notes, *notes)) for name, r in results.items()} if row == "generated" else results
         for row, results in found.items()
     }
 

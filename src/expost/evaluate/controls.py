@@ -13,6 +13,7 @@ training images moved by a pixel, which are copies to the eye and not to the pix
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from expost.evaluate.features import Extractor, extract
 from expost.evaluate.frechet import FrechetDistance, frechet_distance
+from expost.results import Result, format_number
 from expost.seeds import generator, permutation, some
 
-__all__ = ["CONTROLS", "Controls", "ceiling", "control_sets", "controls", "floor", "jitter", "scored", "shuffle_pixels"]
+__all__ = ["CONTROLS", "Controls", "blind", "ceiling", "control_sets", "controls", "floor", "jitter", "scored", "shuffle_pixels"]
 
 CONTROLS = ("held-out images", "training images", "jittered training images", "shuffled pixels")
 
@@ -82,6 +84,18 @@ def control_sets(held_out: Tensor, train: Tensor, n: int, *, seed: int = 0) -> d
     fresh = scored(held_out, n, "held-out", seed)
     sets = (fresh, drawn, jitter(drawn, seed=seed), shuffle_pixels(fresh, seed=seed))
     return dict(zip(CONTROLS, sets, strict=True))
+
+
+def blind(generated: Mapping[str, Result], shuffled: Mapping[str, Result], what: str = "the generated images") -> str | None:
+    """The sentence that is due where images with shuffled pixels come nearer to real ones than generated images do, by FD or else KID; or None."""
+    metric = next((m for m in ("FD", "KID") if m in generated and m in shuffled), None)
+    if metric is None or not shuffled[metric].value < generated[metric].value:
+        return None
+    ours, theirs = (format_number(side[metric].value) for side in (generated, shuffled))
+    return (
+        f"shuffled pixels come nearer to real images ({metric} {theirs}) than {what} do ({ours}): the extractor cannot tell images from noise of "
+        "their colours, so judge by another one"
+    )
 
 
 def floor(

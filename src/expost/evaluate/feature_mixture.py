@@ -38,8 +38,10 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.matrix import canonical_order, feature_matrix, feature_pair
+from expost.hashes import distinct, row_keys
 from expost.results import Result
 from expost.seeds import permutation
+from expost.tensors import in_range
 
 __all__ = ["FeatureLikelihood", "Mixture", "feature_likelihood"]
 
@@ -95,7 +97,7 @@ def feature_likelihood(
     Args:
         generated: features (n, d); at most ``size`` rows, drawn at random, become components.
         test: features (m, d) of data unseen in training.
-        train: features (l, d) of the data that the generator was trained on.
+        train: features (l, d) of the data that the generator was trained on; rows that are equal count once.
         seed: of the rows drawn and of the halves of ``train``.
         size: components at most, of either mixture. The other half of ``train``, all of ``train`` and ``test`` are used in full.
         steps: of expectation maximisation at most, for each mixture.
@@ -115,7 +117,11 @@ def feature_likelihood(
     (True, True, 1.0)
     """
     generated, test = feature_pair(generated, test, least=4)
-    train, _ = feature_pair(feature_matrix(train, what="features of the training set"), test, least=4)
+    train = feature_matrix(train, what="features of the training set")
+    first, _ = distinct(row_keys(train))
+    copies, train = len(train) - len(first), train[first.to(train.device)]
+    train, _ = feature_pair(train, test, least=4)
+    generated, test, train = in_range(generated, test, train)[1]  # what follows is standardised
     if size < 2 or steps < 1:
         raise ValueError(f"at least 2 components and 1 step are needed, not size = {size} and steps = {steps}")
     generated, test, train = (side[canonical_order(side).to(side.device)] for side in (generated, test, train.to(test.device)))
@@ -150,6 +156,8 @@ def feature_likelihood(
     notes = _notes(min(*sizes, len(generated)), memorised, (mixture.steps, base.steps), steps)
     if int(varying.sum()) < len(varying):
         notes += (f"{len(varying) - d} of {len(varying)} features are constant on the test set and were left out",)
+    if copies:
+        notes += (f"{copies} of the training images repeat others and were left out",)
     if half < len(generated):
         notes += (
             f"the base mixture has {half} components, the generated one {len(generated)}: FLD of fresh data lies below 0, pass more train",

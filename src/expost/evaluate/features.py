@@ -41,6 +41,8 @@ from expost.tensors import check_finite, numbered, spelled
 __all__ = ["Extractor", "Pixels", "RandomNetwork", "Wrapped", "cached_features", "extract", "images", "rms_norm"]
 
 Shape = tuple[int, int, int]
+#: A smaller batch is filled up: below about four images libraries multiply in another order, and equal images should have equal features.
+SMALL = 8
 E = TypeVar("E", bound="Extractor")
 
 
@@ -125,9 +127,18 @@ def extract(extractor: Extractor, x: Tensor, *, batch_size: int = 250, device: t
     there = extractor.to(place)
     out = torch.empty(len(x), extractor.dim, dtype=torch.float32)
     for start in range(0, len(x), batch_size):
+        batch = x[start : start + batch_size]
         with numbered(start):
-            out[start : start + batch_size] = there(x[start : start + batch_size].to(place))
+            out[start : start + batch_size] = there(_filled(batch.to(place)))[: len(batch)]
     return out
+
+
+def _filled(batch: Tensor) -> Tensor:
+    """At least :data:`SMALL` images, the last one repeated."""
+    if len(batch) >= SMALL:
+        return batch
+    check_finite(batch, "images")
+    return torch.cat([batch, batch[-1:].expand(SMALL - len(batch), *batch.shape[1:])])
 
 
 def cached_features(

@@ -22,13 +22,16 @@ of different feature extractors, are not comparable. :attr:`FrechetDistance.note
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from expost.evaluate.matrix import canonical_order, feature_matrix, feature_pair
+from expost.evaluate.matrix import canonical_order, dependence, feature_matrix, feature_pair
+from expost.hashes import row_keys
 from expost.results import Result
 from expost.seeds import permutation
+from expost.tensors import in_range, largest, shifted
 
 __all__ = ["FeatureStats", "FrechetDistance", "extrapolated", "frechet_distance"]
 
@@ -72,7 +75,10 @@ class FeatureStats:
 
     @classmethod
     def from_features(cls, features: Tensor) -> FeatureStats:
-        """Statistics of the rows of ``features`` (n, d); memory beyond the input is one chunk in float64 and d² numbers."""
+        """Statistics of the rows of ``features`` (n, d); memory beyond the input is one chunk in float64 and d² numbers.
+
+        ``ValueError`` for features that are no finite matrix, or of a size beyond 1e±140: their squares are lost in float64.
+        """
         return _statistics(feature_matrix(features))
 
     @property
@@ -151,7 +157,7 @@ def frechet_distance(a: Tensor | FeatureStats, b: Tensor | FeatureStats) -> Frec
         b: features (m, d), or statistics; n and m may differ, but both bias the value.
 
     Raises:
-        ValueError: NaN or infinite features, different dimensions, or fewer than two rows.
+        ValueError: NaN or infinite features, different dimensions, fewer than two rows, or a distance beyond the range of float64.
 
     >>> x = torch.tensor([[0.0], [2.0]])
     >>> float(frechet_distance(x, x + 3))
@@ -162,6 +168,7 @@ def frechet_distance(a: Tensor | FeatureStats, b: Tensor | FeatureStats) -> Frec
     if dim != dim_b:
         raise ValueError(f"features of {dim} and of {dim_b} dimensions cannot be compared: use one extractor for both sets")
 
+    e, sides = _in_range(sides)
     singular: Tensor | None = None
     method = "cholesky"
     if min(n_a, n_b) > dim:
@@ -176,10 +183,13 @@ def frechet_distance(a: Tensor | FeatureStats, b: Tensor | FeatureStats) -> Frec
         singular = torch.linalg.svdvals(root_a @ root_b.T)
 
     rank = int((singular > (float(singular.max()) if len(singular) else 0.0) * dim * EPS).sum())
-    mean_term = float((mean_a - mean_b).square().sum())
-    covariance_term = max(traces - 2 * float(singular.sum()), 0.0)
+    terms = torch.tensor([float((mean_a - mean_b).square().sum()), max(traces - 2 * float(singular.sum()), 0.0)], dtype=torch.float64)
+    mean_term, covariance_term = shifted(terms, 2 * e).tolist()
+    value = mean_term + covariance_term
+    if not isfinite(value) or (float(terms.sum()) > 0 and value < torch.finfo(torch.float64).tiny):
+        raise ValueError("the distance of these features is beyond the range of float64: multiply both sets by one constant")
     notes = _notes(min(n_a, n_b), dim)
-    return FrechetDistance(mean_term + covariance_term, mean_term, covariance_term, (n_a, n_b), dim, rank, method, notes)
+    return FrechetDistance(value, mean_term, covariance_term, (n_a, n_b), dim, rank, method, notes)
 
 
 def extrapolated(
@@ -207,6 +217,8 @@ def extrapolated(
 
     Raises:
         ValueError: as :func:`frechet_distance`; fewer than 20 rows; fewer than 3 sizes.
+
+    Both sets must be independent draws. Where they share images, or repeat some, a note says so, and the value is no estimate.
 
     >>> x, y = (torch.randn(2000, 16, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     >>> found = extrapolated(x, y)
@@ -244,10 +256,27 @@ def extrapolated(
     notes: tuple[str, ...] = (
         () if n >= 4 * dim else (f"n = {n} is below four times the feature dimension {dim}: FD is no straight line in 1/n there",)
     )
-    if not isinstance(real, Tensor):
+    if isinstance(real, Tensor):
+        kind = torch.promote_types(generated.dtype, real.dtype)
+        notes += dependence(row_keys(generated, kind), row_keys(real, kind))[0]
+    else:
         notes += ("real is given by its statistics: the bias of its own sample size remains",)
     details = {"all": distances[-1], "slope": slope, "smallest": counts[0]}
     return Result(name, intercept, error, min(n, _size(real)), notes=notes, details=details, context={"seed": seed, "sizes": sizes})
+
+
+def _in_range(
+    sides: tuple[Tensor | FeatureStats, Tensor | FeatureStats],
+) -> tuple[int, tuple[Tensor | FeatureStats, Tensor | FeatureStats]]:
+    """As :func:`expost.tensors.in_range`, for statistics too."""
+    e, _ = in_range(*(side if isinstance(side, Tensor) else torch.stack([side.mean, side.covariance.diagonal().sqrt()]) for side in sides))
+
+    def scaled(side: Tensor | FeatureStats) -> Tensor | FeatureStats:
+        if isinstance(side, Tensor):
+            return shifted(side.double(), -e)
+        return FeatureStats(side.n, shifted(side.mean, -e), shifted(side.scatter, -2 * e))
+
+    return e, sides if e == 0 else (scaled(sides[0]), scaled(sides[1]))
 
 
 def _by_cholesky(a: Tensor, b: Tensor) -> Tensor | None:
@@ -263,6 +292,8 @@ def _by_cholesky(a: Tensor, b: Tensor) -> Tensor | None:
 def _statistics(features: Tensor) -> FeatureStats:
     """Statistics of all rows of ``features`` (n, d), centred at their common mean: two passes over the rows, one product of half its size."""
     n, d = features.shape
+    if features.dtype == torch.float64 and n and not 1e-140 < (most := largest(features)) < 1e140 and most != 0:
+        raise ValueError(f"features of a size up to {most:.2g} have squares beyond the range of float64: multiply them by a constant")
     mean, scatter = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
     for chunk in features.split(CHUNK):
         mean += chunk.to("cpu", torch.float64).sum(0)

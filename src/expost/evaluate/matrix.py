@@ -2,16 +2,23 @@
 
 Features are finite floating matrices (n, d), one row per image, of one extractor for both sides. Scores that draw random subsets draw them
 from the rows in the order of their bytes (:func:`canonical_order`): a set of images has one score, whichever way its files were listed.
+
+Sets may share images, or repeat them. Equal images have equal features, so it is rows that are compared (:func:`expost.hashes.row_keys`): this holds for files
+of any kind, after any resizing, and for features without images. Estimates that assume independent draws do not hold then (:func:`dependence`).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expost.tensors import check_finite
 
-__all__ = ["canonical_order", "feature_matrix", "feature_pair"]
+__all__ = ["REPEATS", "canonical_order", "dependence", "feature_matrix", "feature_pair", "overlap"]
+
+#: Share of a set that may repeat others, or be in the training set, as it happens in published data.
+REPEATS = 0.01
 
 
 def feature_matrix(features: Tensor, dim: int | None = None, what: str = "features") -> Tensor:
@@ -56,3 +63,27 @@ def canonical_order(features: Tensor) -> Tensor:
     rows = features.detach().to("cpu", torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else None).contiguous().numpy()
     keys = rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}").ravel()
     return torch.from_numpy(keys.argsort(kind="stable"))
+
+
+def dependence(generated: Tensor, real: Tensor) -> tuple[tuple[str, ...], bool]:
+    """What keeps the rows with these keys (:func:`expost.hashes.row_keys`, of one dtype) from being independent draws: sentences, and whether it matters.
+
+    One shared image matters: sets that share one were not drawn apart. Data sets hold a few repeated images by themselves: up to
+    :data:`REPEATS` of a set they are said, and change an estimate by less than its error.
+    """
+    notes, matters = [], False
+    if shared := overlap(generated, real):
+        notes.append(f"{shared} of the generated images are in the reference set: FD∞ and KID assume independent sets")
+        matters = True
+    for keys, which in ((generated, "generated"), (real, "reference")):
+        if repeats := len(keys) - len(keys.unique()):
+            many = repeats > REPEATS * len(keys)
+            why = ": FD∞ and KID assume independent images" if many else ""
+            notes.append(f"{repeats} of the {which} images repeat others of their set{why}")
+            matters |= many
+    return tuple(notes), matters
+
+
+def overlap(keys: Tensor, others: Tensor) -> int:
+    """How many of the keys (n,) are among the others (m,)."""
+    return int(np.isin(keys.numpy(), others.numpy()).sum())

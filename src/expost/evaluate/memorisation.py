@@ -14,6 +14,9 @@ What is not promised: none of them separates memorising from underfitting or fro
 a sample near the mean of the data is near everything. So :func:`memorisation_panel` prints each statistic for the generated set between
 two known answers: test data, which copy nothing, and training points themselves, which do nothing else.
 
+T is a set: a training image that occurs twice counts once, in all four. Otherwise its copy would be the neighbour at distance 0 that every sample
+is far from, and a generator of copies would pass for authentic.
+
 Neighbours are exact (:mod:`expost.evaluate.neighbours`), a copy lies at distance 0, and results depend neither on memory nor on threads.
 """
 
@@ -29,10 +32,13 @@ from torch import Tensor
 
 from expost.evaluate.clusters import lloyd
 from expost.evaluate.frechet import FeatureStats
+from expost.evaluate.matrix import feature_matrix
 from expost.evaluate.neighbours import RealNeighbours
 from expost.evaluate.search import MEMORY, Neighbours, nearest
+from expost.hashes import distinct, row_keys
 from expost.results import Result, Table
 from expost.seeds import permutation
+from expost.tensors import in_range, shifted
 
 __all__ = [
     "MemorisationPanel",
@@ -65,8 +71,8 @@ def authenticity(
 
     Args:
         generated: (n, d) features; train: (N, d) features, N ≥ 2.
-        nearest_train: ``nearest(generated, train, k)`` for any k, if known.
-        train_nearest: (N,) float64 distance of each training point to the nearest other one (``RealNeighbours.train_nearest``), if known.
+        nearest_train: ``nearest(generated, train, k, different=True)`` for any k, if known.
+        train_nearest: (N,) float64 distance of each training point to the nearest different one (``RealNeighbours.train_nearest``), if known.
 
     >>> train = torch.tensor([[0.0], [1.0], [3.0]])
     >>> float(authenticity(torch.tensor([[0.0], [1.5], [5.5], [-2.0]]), train))
@@ -74,7 +80,7 @@ def authenticity(
     """
     first = _known(nearest_train, generated, train, 1, memory)
     if train_nearest is None:
-        train_nearest = nearest(train, train, same=True, memory=memory).distances[:, 0]
+        train_nearest = nearest(train, train, same=True, different=True, memory=memory).distances[:, 0]
     elif train_nearest.shape != (len(train),):
         raise ValueError(f"train_nearest must hold one distance per training point ({len(train)}), not shape {tuple(train_nearest.shape)}")
     share, error = _share(first.distances[:, 0] > train_nearest[first.indices[:, 0]])
@@ -84,10 +90,9 @@ def authenticity(
 def nearest_neighbour_ratio(
     generated: Tensor, train: Tensor, *, threshold: float = 1 / 3, nearest_train: Neighbours | None = None, memory: int = MEMORY
 ) -> Result:
-    """Percentage of generated points with d₁/d₂ < ``threshold``, d₁ ≤ d₂ the distances to the two nearest training points (Yoon et al. 2023).
+    """Percentage of generated points with d₁/d₂ < ``threshold``, d₁ ≤ d₂ the distances to the two nearest different training points (Yoon et al. 2023).
 
-    An exact copy has ratio 0, even where the training point is repeated; a *near* copy of a repeated training point has a ratio near 1 and
-    is missed. Details: mean and median ratio, and the percentage of exact copies.
+    An exact copy has ratio 0. Details: mean and median ratio, and the percentage of exact copies.
 
     >>> float(nearest_neighbour_ratio(torch.tensor([[0.1], [0.5]]), torch.tensor([[0.0], [1.0]])))
     50.0
@@ -133,7 +138,7 @@ def copy_distance(
             "half of the test points or more are copies of training points, so there is no distance to compare with: split again"
         )
     details = {"median to train": a, "median of test to train": b, "5 % quantile": float(ours.quantile(0.05)) / b}
-    error = math.hypot(error_a / b, a * error_b / b**2)
+    error = math.hypot(error_a / b, a / b * (error_b / b))
     return Result("copy distance", a / b, error, len(generated), "", _few(min(len(generated), len(test))), details, {"test": len(test)})
 
 
@@ -145,6 +150,7 @@ def cells_of(train: Tensor, cells: int = 3, *, seed: int = 0, memory: int = MEMO
     """
     if not 1 <= cells <= len(train):
         raise ValueError(f"{len(train)} training points cannot be split into {cells} cells: choose 1 <= cells <= {len(train)}")
+    train = _different(train)
     rows = max(ROWS, cells)
     some = train if rows >= len(train) else train[permutation(len(train), "cells", seed)[:rows].to(train.device)]
     labels = lloyd(some, cells, seed=seed, memory=memory // 2).labels[0].to(train.device)
@@ -197,11 +203,12 @@ def data_copying(
     if pca is not None:
         if nearest_train is not None or test_nearest is not None or centres is not None:
             raise ValueError("neighbours and cells of the full features do not hold after pca: leave them out, or leave pca out")
-        generated, test, train = _project(pca, generated, test, train, memory=memory)
+        generated, test, train = _project(pca, generated, test, _different(train), memory=memory)
+    e, (generated, test, train) = in_range(generated, test, train)
     gaps = [
         _known(known, queries, train, 1, memory).distances[:, 0] for known, queries in ((nearest_train, generated), (test_nearest, test))
     ]
-    centres = cells_of(train, cells, seed=seed, memory=memory) if centres is None else centres
+    centres = cells_of(train, cells, seed=seed, memory=memory) if centres is None else shifted(centres, -e)
     labels = [_cell(x, centres, memory) for x in (generated, test)]
     notes = [*_few(min(len(generated), len(test)))]
     details: dict[str, float] = {}
@@ -283,7 +290,8 @@ def memorisation_panel(
     if reserved := {"generated", "test", "training copies"} & set(controls):
         raise ValueError(f"a control cannot be called {reserved.pop()!r}, which is a row of its own: choose another name")
     if known is None or known.train is None or known.test_to_train is None:
-        train_self, of_test = nearest(train, train, same=True, memory=memory), nearest(test, train, 2, memory=memory)
+        train_self = nearest(train, train, same=True, different=True, memory=memory)
+        of_test = nearest(test, train, 2, different=True, memory=memory)
     else:
         train_self, of_test = known.train, known.test_to_train
     of_test = _known(of_test, test, train, 2, memory)
@@ -304,7 +312,7 @@ def memorisation_panel(
 
     everything = slice(None)
     rows = {
-        name: row(x, nearest(x, train, 2, memory=memory), everything, everything)
+        name: row(x, nearest(x, train, 2, different=True, memory=memory), everything, everything)
         for name, x in {"generated": generated, **controls}.items()
     }
     order = permutation(len(test), "memorisation", seed).to(test.device)
@@ -327,7 +335,7 @@ def memorisation_panel(
 def _known(known: Neighbours | None, queries: Tensor, train: Tensor, k: int, memory: int) -> Neighbours:
     """These neighbours, if they can be those of ``queries`` in ``train``; computed if there are none."""
     if known is None:
-        return nearest(queries, train, k, memory=memory)
+        return nearest(queries, train, k, different=k > 1, memory=memory)
     if len(known) != len(queries) or known.k < k or int(known.indices.max()) >= len(train):
         raise ValueError(
             f"precomputed neighbours ({len(known)} queries, k = {known.k}) are not those of {len(queries)} points among {len(train)} training "
@@ -346,6 +354,13 @@ def _mann_whitney(a: Tensor, b: Tensor) -> float:
     return (u - (m * n - 1) / 2) / variance**0.5 if variance > 1e-9 else 0.0
 
 
+def _different(train: Tensor) -> Tensor:
+    """The training points without their repetitions."""
+    train = feature_matrix(train, what="training features")
+    first, _ = distinct(row_keys(train))
+    return train if len(first) == len(train) else train[first.to(train.device)]
+
+
 def _rows(x: Tensor, memory: int) -> int:
     return max(memory // (32 * x.shape[1]), 1)
 
@@ -358,6 +373,7 @@ def _cell(x: Tensor, centres: Tensor, memory: int) -> Tensor:
 
 def _project(pca: int, *sets: Tensor, memory: int) -> list[Tensor]:
     """All sets on the first ``pca`` principal axes of the last one, in float64."""
+    _, sets = in_range(*sets)  # the statistic that follows knows no unit
     stats = FeatureStats.from_features(sets[-1])
     if not 1 <= pca <= min(stats.dim, stats.n - 1):
         raise ValueError(f"{stats.n} training points of {stats.dim} dimensions have no {pca} principal axes: choose a smaller pca, or None")

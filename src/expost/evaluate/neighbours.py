@@ -7,11 +7,12 @@ The ball of a point x in a set X has the distance from x to its k-th nearest *ot
 |---|---|---|---|
 | precision | share of g inside the ball of at least one r | d(g, r) ≤ r_k(r) | Kynkäänniemi et al. 2019, "Improved precision and recall metric", eq. 1 |
 | recall | share of r inside the ball of at least one g | d(g, r) ≤ r_k(g) | the same |
-| density | number of balls of real points that hold g, over k, mean over g | d(g, r) < r_k(r) | Naeem et al. 2020, "Reliable fidelity and diversity metrics", eq. 3 |
-| coverage | share of r whose ball holds at least one g | d(g, r) < r_k(r) | the same, eq. 4 |
+| density | number of balls of real points that hold g, over k, mean over g | d(g, r) < r_k(r), or d(g, r) = 0 | Naeem et al. 2020, "Reliable fidelity and diversity metrics", eq. 3 |
+| coverage | share of r whose ball holds at least one g | d(g, r) < r_k(r), or d(g, r) = 0 | the same, eq. 4 |
 
-The tests are those of the papers. Package ``prdc`` uses < for all four, which differs where distances tie with radii only: on continuous data
-never, on points repeated more than k times (radius 0) its precision and recall are 0 even for identical sets, and ours are 1.
+The tests are those of the papers, but that a ball always holds copies of its centre: a point with k copies has radius 0, and without them the
+density and coverage of a perfect set would be 0. Package ``prdc`` uses < for all four, which differs where distances tie with radii only: on
+continuous data never, on points repeated more than k times all its scores are 0 even for identical sets. How many balls have radius 0 is said.
 
 How distances are computed and decided is told in :mod:`expost.evaluate.search`.
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from expost.evaluate.search import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
 from expost.results import Result
-from expost.tensors import full_precision
+from expost.tensors import full_precision, in_range, shifted
 
 __all__ = ["NeighbourPanel", "RealNeighbours", "neighbour_panel"]
 
@@ -107,6 +108,7 @@ def neighbour_panel(
             f"k = {k} and k_coverage = {k_coverage} need more than {most} real and {k} generated points, not {len(real)} and {len(generated)}: "
             "pass more points or a smaller k of at least 1"
         )
+    e, (generated, real) = in_range(generated, real)
     frame = Frame.of(generated, real, memory)
     if real_radii is None:
         real_radii = search(real, real, most, True, memory).distances
@@ -115,6 +117,8 @@ def neighbour_panel(
             f"real_radii must be float64 distances ({len(real)}, {most} or more), not {real_radii.dtype} of shape {tuple(real_radii.shape)}: "
             "use RealNeighbours.of(real).radii of these very features"
         )
+    else:
+        real_radii = shifted(real_radii, -e)
     own_radii = search(generated, generated, k, True, memory).distances[:, k - 1]
     balls = (
         _Balls.of(frame, real_radii[:, k - 1].to(real.device), 1, closed=True),
@@ -132,7 +136,13 @@ def neighbour_panel(
     scores["density"] = int(counts.sum()) / (len(counts) * k_coverage), spread / len(counts) ** 0.5
     values, errors = ({name: score[part] for name, score in scores.items()} for part in (0, 1))
     n = (len(generated), len(real))
-    return NeighbourPanel(k=k, k_coverage=k_coverage, n=n, errors=errors, notes=_notes(*n), **values)
+    notes = _notes(*n)
+    for radii, neighbours, which in ((real_radii[:, k_coverage - 1], k_coverage, "real"), (own_radii, k, "generated")):
+        if copies := int((radii == 0).sum()):
+            notes += (
+                f"{copies} of {len(radii)} {which} images have {neighbours} or more copies: their balls have radius 0 and hold copies only",
+            )
+    return NeighbourPanel(k=k, k_coverage=k_coverage, n=n, errors=errors, notes=notes, **values)
 
 
 class _Balls(NamedTuple):
@@ -173,7 +183,7 @@ def _count(frame: Frame, generated: Tensor, real: Tensor, balls: tuple[_Balls, _
             g, c = r[g] + i, c + j
             exact = pair_distances(generated, g, real, c, memory=frame.memory)
             radius = ball.radii[c] if by_column else ball.radii[g]
-            within[g - i, c - j] = ((exact <= radius) if ball.closed else (exact < radius)).float()
+            within[g - i, c - j] = ((exact <= radius) if ball.closed else (exact < radius) | (exact == 0)).float()
         return within
 
     with full_precision():
@@ -198,8 +208,8 @@ class RealNeighbours:
 
     Attributes:
         radii: (n, k) float64, distances of each real (test) point to its k nearest others.
-        train: of each training point, the nearest other training point (n_train, 1).
-        test_to_train: of each real (test) point, the two nearest training points (n, 2).
+        train: of each training point, the nearest different training point (n_train, 1).
+        test_to_train: of each real (test) point, the two nearest different training points (n, 2).
 
     >>> kept = RealNeighbours.of(torch.rand(20, 2), torch.rand(30, 2), k=3)
     >>> RealNeighbours.from_tensors(kept.tensors()).train_nearest.shape
@@ -212,7 +222,7 @@ class RealNeighbours:
 
     @property
     def train_nearest(self) -> Tensor | None:
-        """(n_train,) float64: distance of each training point to the nearest other one."""
+        """(n_train,) float64: distance of each training point to the nearest different one."""
         return None if self.train is None else self.train.distances[:, 0]
 
     @classmethod
@@ -221,7 +231,8 @@ class RealNeighbours:
         radii = nearest(real, real, k, same=True, memory=memory).distances
         if train is None:
             return cls(radii)
-        return cls(radii, nearest(train, train, same=True, memory=memory), nearest(real, train, 2, memory=memory))
+        own = nearest(train, train, same=True, different=True, memory=memory)
+        return cls(radii, own, nearest(real, train, 2, different=True, memory=memory))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, for ``expost.files.save_tensors``."""

@@ -28,6 +28,7 @@ from expost.evaluate.clusters import lloyd_
 from expost.evaluate.matrix import canonical_order, feature_pair
 from expost.results import Result
 from expost.seeds import permutation
+from expost.tensors import in_range
 
 __all__ = ["PRD", "f_beta", "prd", "prd_from_histograms"]
 
@@ -104,7 +105,7 @@ def prd(
     >>> bool(found.f1_8.value > 0.9), bool(found.f8.value < 0.6)
     (True, True)
     """
-    generated, real = feature_pair(generated, real)
+    generated, real = in_range(*feature_pair(generated, real), single=True)[1]  # cells have no unit
     notes: tuple[str, ...] = ()
     n = min(len(generated), len(real))
     if len(generated) != len(real):

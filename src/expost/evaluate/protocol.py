@@ -31,7 +31,7 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
-from expost.evaluate.controls import CONTROLS, control_sets, scored
+from expost.evaluate.controls import CONTROLS, blind, control_sets, scored
 from expost.evaluate.features import Extractor
 from expost.evaluate.gather import Processes
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
@@ -250,6 +250,11 @@ def score(
             add(f"reconstruction through {spec}", quirks.reconstruct(both, val, seed=seed))
             midpoints(both, f" through {spec}")
     rows |= _controls(extractor, reference, fresh, unseen if train is None else train, n, chosen, seed, cache, device)
+    for row, results in rows.items():
+        note = None if row.startswith("control: ") else blind(results, rows["control: shuffled pixels"], "these images")
+        if note is not None:
+            first = next(iter(results))
+            results[first] = dataclasses.replace(results[first], notes=(*results[first].notes, note))
     every = tuple(dict.fromkeys((*notes, *quirks.describe())))
     return Scores(extractor.label, rows, chosen, _mse(model, test, quirks, seed), n, seed, every, metrics_code(), f"{kind} images")
 
@@ -296,7 +301,7 @@ def metrics_code() -> str:
 
 
 def _cell(result: Result | None) -> float | None:
-    return None if result is None else result.value
+    return None if result is None else result.shown
 
 
 def _mse(model: Autoencoder, x: Tensor, quirks: Quirks, seed: int) -> float:

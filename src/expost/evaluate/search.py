@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.matrix import feature_matrix
-from expost.tensors import full_precision
+from expost.hashes import distinct, row_keys
+from expost.tensors import full_precision, in_range, shifted
 
 __all__ = ["MEMORY", "Frame", "Neighbours", "nearest", "pair_distances", "search", "searchable"]
 
@@ -56,7 +57,9 @@ class Neighbours:
         return Neighbours(self.distances[index], self.indices[index])
 
 
-def nearest(queries: Tensor, points: Tensor, k: int = 1, *, same: bool = False, memory: int = MEMORY) -> Neighbours:
+def nearest(
+    queries: Tensor, points: Tensor, k: int = 1, *, same: bool = False, different: bool = False, memory: int = MEMORY
+) -> Neighbours:
     """The k nearest ``points`` of each query, by Euclidean distance, exactly.
 
     Args:
@@ -65,6 +68,8 @@ def nearest(queries: Tensor, points: Tensor, k: int = 1, *, same: bool = False, 
         k: neighbours per query; at most m, or m − 1 with ``same``.
         same: the queries *are* the points, and no point is its own neighbour. It is left out by its row, so a duplicate elsewhere is a
             neighbour at distance 0. Takes half the time.
+        different: points that are equal count as one, named by its first row: repeating points changes nothing. With ``same``, no copy of a
+            query is its neighbour either.
         memory: bytes that tiles and temporaries may take beyond the inputs and O(n k) results.
 
     Raises:
@@ -79,11 +84,25 @@ def nearest(queries: Tensor, points: Tensor, k: int = 1, *, same: bool = False, 
         if points is not queries and (points.shape != queries.shape or not torch.equal(points, queries)):
             raise ValueError("same=True means that queries and points are one set, but two different ones were given: pass one set twice")
         points = queries
+    if different:
+        first, which = (part.to(points.device) for part in distinct(row_keys(points)))
+        if k > 0 and len(first) < min(k + same, len(points)):
+            raise ValueError(
+                f"only {len(first)} of {len(points)} points are different, {k} nearest ones need {k + same}: pass more of them"
+            )
+        if len(first) < len(points):
+            found = (
+                search(points[first], points[first], k, True, memory).rows(which)
+                if same
+                else search(queries, points[first], k, False, memory)
+            )
+            return Neighbours(found.distances, first[found.indices])
     return search(queries, points, k, same, memory)
 
 
 def search(queries: Tensor, points: Tensor, k: int, same: bool, memory: int) -> Neighbours:
     """:func:`nearest` of features that have been checked."""
+    e, (queries, points) = in_range(queries, points)
     frame = Frame.of(queries, points, memory)
     available = len(points) - same
     if not 1 <= k <= available:
@@ -97,9 +116,10 @@ def search(queries: Tensor, points: Tensor, k: int, same: bool, memory: int) -> 
         proven = _decide(frame, queries, points, left, found, k, dtype, distances, indices)
         left = left[~proven]
         if len(left) == 0 or k + SPARE >= available:  # all were candidates
-            return Neighbours(distances, indices)
-    _settle_ties(frame, queries, points, left, k, same, distances, indices)
-    return Neighbours(distances, indices)
+            break
+    else:
+        _settle_ties(frame, queries, points, left, k, same, distances, indices)
+    return Neighbours(shifted(distances, e), indices)
 
 
 def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor, *, memory: int = MEMORY) -> Tensor:

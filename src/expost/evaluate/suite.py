@@ -12,6 +12,9 @@ extractor and kept on disk under the content hash of the images. :func:`measure`
 | ``memorisation`` | authenticity (AuthPct), data-copying C_T, nearest-neighbour ratio, copy distance |
 | ``fld`` | feature-likelihood divergence and its generalisation gap |
 
+Sets that share images, or repeat many, are found by equal rows of features. What would then be no estimate is left out, and a note says why: FD∞ and
+KID where generated and reference images are no independent draws; C_T, copy distance and FLD where reference images were seen in training.
+
 FD∞, PRD, C_T and FLD draw subsets, starts of k-means and halves by the seed; rounding of features (another batch size) moves them within their
 stated errors, and so does another order of the training images C_T. The other metrics are functions of the sets, and agree to 1e-4 of their value.
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,13 +40,13 @@ from expost.evaluate.feature_mixture import feature_likelihood
 from expost.evaluate.features import Extractor, cached_features
 from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
 from expost.evaluate.kernel import kernel_distance
-from expost.evaluate.matrix import feature_pair
+from expost.evaluate.matrix import REPEATS, dependence, feature_pair, overlap
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.precision_recall import prd
 from expost.evaluate.search import MEMORY, nearest
 from expost.files import cache_folder, cached, load_tensors, save_tensors
-from expost.hashes import content_hash, file_name
+from expost.hashes import content_hash, file_name, row_keys
 from expost.identity import code_hash
 from expost.results import Result
 
@@ -88,6 +92,7 @@ class Reference:
     cache: str | Path | None = None
     memory: int = MEMORY
     _cells: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _rows: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -110,6 +115,12 @@ class Reference:
     def stats(self) -> FeatureStats:
         """Moments of the reference features."""
         return FeatureStats.from_features(self.test)
+
+    def rows(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys of the features of the reference and of the training images as values of ``dtype``, by which equal images are found."""
+        if dtype not in self._rows:
+            self._rows[dtype] = row_keys(self.test, dtype), row_keys(self.test[:0] if self.train is None else self.train, dtype)
+        return self._rows[dtype]
 
     @cached_property
     def key(self) -> str:
@@ -168,15 +179,16 @@ def measure(
         generated = generated.to(reference.test.device)  # where what is known of real data lies
     generated, test = feature_pair(generated, reference.test)
     train, memory = reference.train, reference.memory
+    kin = _Kinship.of(generated, reference)
     ways: dict[str, Callable[[], Mapping[str, Result]]] = {
-        "fd": lambda: _distances(generated, reference, seed),
-        "kid": lambda: {"KID": kernel_distance(generated, test, subsets=None, memory=memory)},
+        "fd": lambda: _distances(generated, reference, seed, kin.dependent),
+        "kid": lambda: {} if kin.dependent else {"KID": kernel_distance(generated, test, subsets=None, memory=memory)},
         "prd": lambda: _curves(generated, test, seed, memory),
         "neighbours": lambda: neighbour_panel(generated, test, real_radii=reference.neighbours.radii, memory=memory).results(),
     }
     if train is not None:
-        ways["memorisation"] = lambda: _memorisation(generated, reference, train, seed)
-        ways["fld"] = lambda: _likelihoods(generated, test, train, seed, memory)
+        ways["memorisation"] = lambda: _memorisation(generated, reference, train, seed, kin.seen)
+        ways["fld"] = lambda: {} if kin.seen else _likelihoods(generated, test, train, seed, memory)
     found: dict[str, Result] = {}
     missing: list[str] = []
     for group in chosen:
@@ -187,18 +199,59 @@ def measure(
                 missing.append(f"no {group}: {error}")
         else:
             missing.append(f"no {group}: it asks how near samples are to training images, and there are none to compare with")
-    if not found:
+    if not found and missing:
         raise ValueError(missing[0].partition(": ")[2])
-    if missing:
-        first = next(iter(found))
-        found[first] = dataclasses.replace(found[first], notes=(*found[first].notes, *missing))
+    if not found:  # all that was asked for is left out: it stands there without a value, so that the reason does
+        found = {
+            metric: Result(metric, math.nan, n=len(generated))
+            for group in chosen
+            for metric in {"kid": ("KID",), "fld": ("FLD", "FLD gap")}[group]
+        }
+    for carrier, notes in ((next(iter(found)), (*kin.notes, *missing)), (next((m for m in found if m in COPYING), ""), kin.train_notes)):
+        if carrier:
+            found[carrier] = dataclasses.replace(found[carrier], notes=found[carrier].notes + tuple(notes))
     sizes = (len(generated), len(test), 0 if train is None else len(train))
     return {metric: placed(result, reference.extractor, name, reference.name, sizes, seed) for metric, result in found.items()}
 
 
-def _distances(generated: Tensor, reference: Reference, seed: int) -> dict[str, Result]:
-    """FD, and FD∞ where fifteen more distances are cheap and lie on a line in 1/n."""
+@dataclass(frozen=True)
+class _Kinship:
+    """Images that generated, reference and training sets have in common, or repeat.
+
+    Attributes:
+        dependent: generated and reference images are no independent draws; ``notes`` say why.
+        seen: more than a few reference images are in the training set; ``train_notes`` say how many, and how many training images repeat others.
+    """
+
+    dependent: bool
+    seen: bool
+    notes: tuple[str, ...]
+    train_notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, generated: Tensor, reference: Reference) -> _Kinship:
+        kind = torch.promote_types(generated.dtype, reference.test.dtype)
+        test, train = reference.rows(kind)
+        notes, dependent = dependence(row_keys(generated, kind), test)
+        shared, different = overlap(test, train), len(train.unique())
+        seen = shared > REPEATS * len(test)
+        told = []
+        if shared:
+            told.append(
+                f"{shared} of the reference images are in the training set" + ": C_T, copy distance and FLD assume unseen ones" * seen
+            )
+        if different < len(train):
+            told.append(
+                f"{len(train) - different} of the training images repeat others: copying is judged among the {different} different ones"
+            )
+        return cls(dependent, seen, notes, tuple(told))
+
+
+def _distances(generated: Tensor, reference: Reference, seed: int, dependent: bool) -> dict[str, Result]:
+    """FD, and FD∞ where fifteen more distances are cheap and lie on a line in 1/n, and the sets are independent."""
     distance, (n, d) = frechet_distance(generated, reference.stats).result(reference.label), generated.shape
+    if dependent:
+        return {"FD": distance}
     if d <= EXTRAPOLATED_UP_TO and min(n, len(reference.test)) >= 4 * d:
         return {"FD": distance, "FD∞": extrapolated(generated, reference.test, seed=seed)}
     why = f"{d} dimensions are more than {EXTRAPOLATED_UP_TO}" if d > EXTRAPOLATED_UP_TO else f"n is below four times the {d} dimensions"
@@ -215,10 +268,14 @@ def _likelihoods(generated: Tensor, test: Tensor, train: Tensor, seed: int, memo
     return {"FLD": found.fld, "FLD gap": found.gap}
 
 
-def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: int) -> dict[str, Result]:
-    """Those that these sets allow; why one is missing is a note of AuthPct, which always exists."""
+def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: int, seen: bool) -> dict[str, Result]:
+    """Those that these sets allow; why one is missing is a note of AuthPct, which always exists.
+
+    Args:
+        seen: reference images were seen in training, and are no measure of fresh ones.
+    """
     real, test, memory = reference.neighbours, reference.test, reference.memory
-    near = nearest(generated, train, 2, memory=memory)
+    near = nearest(generated, train, 2, different=True, memory=memory)
     both: dict[str, Any] = {"nearest_train": near, "test_nearest": real.test_to_train, "memory": memory}
     found = {"AuthPct": authenticity(generated, train, nearest_train=near, train_nearest=real.train_nearest, memory=memory)}
     ways: dict[str, Callable[[], Result]] = {
@@ -226,6 +283,8 @@ def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: 
         "NN ratio": lambda: nearest_neighbour_ratio(generated, train, nearest_train=near, memory=memory),
         "copy distance": lambda: copy_distance(generated, test, train, **both),
     }
+    if seen:
+        del ways["C_T"], ways["copy distance"]
     missing = []
     for metric, way in ways.items():
         try:
