@@ -106,7 +106,7 @@ def test_files_that_are_not_densities(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="truncated or is not"):
         load_density(path)
     save_tensors(path, {"a": torch.zeros(3)}, {"kind": "model"})
-    with pytest.raises(ValueError, match="not a density that this version can read") as error:
+    with pytest.raises(ValueError, match="is not a fitted density") as error:
         load_density(path)
     assert "\n" not in str(error.value)
     save_tensors(path, {"a": torch.zeros(3)}, {"kind": "density", "spec": "gmm:3", "d": 2, "arguments": {}, "report": None})

@@ -70,7 +70,7 @@ def test_the_fault_is_named_first_and_its_remedy_works(fault: str, tmp_path: Pat
         inflate(folder, 100.0)
     found = diagnosed(folder)
     assert found["findings"][0]["name"] == fault, found["findings"]
-    for _ in range(2):  # fewer units may lose one again in training, on some processors: the remedy is then printed again
+    for _ in range(4):  # fewer units may lose one again in training, on some processors: the remedy is then printed again
         printed = capsys.readouterr().out
         assert f"1. {fault}" in printed
         commands = found["findings"][0]["commands"]
@@ -84,7 +84,7 @@ def test_the_fault_is_named_first_and_its_remedy_works(fault: str, tmp_path: Pat
         if fault not in [finding["name"] for finding in found["findings"]]:
             break
     else:
-        raise AssertionError(f"{fault} after two rounds of its remedy: {found['findings']}")
+        raise AssertionError(f"{fault} after four rounds of its remedy: {found['findings']}")
 
 
 def test_a_healthy_model_has_no_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

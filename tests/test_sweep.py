@@ -630,7 +630,10 @@ MISTAKES = {
     "an axis twice": (["sweep", RECIPE, "--data", "digits", "--grid", "latent=1", "--grid", "latent=2"], "as an axis twice"),
     "same run twice": (["sweep", RECIPE, "--data", "digits", "--seeds", "1", "1", "--dry-run"], "same run twice"),
     "unknown setting": (["sweep", RECIPE, "--data", "digits", "--grid", "latnt=1,2"], 'did you mean "latent"'),
-    "no processes": (["sweep", RECIPE, "--data", "digits", "--budget", "smoke", "--device", "cpu", "--jobs", "0"], "at a time"),
+    "no processes": (
+        ["sweep", RECIPE, "--data", "digits", "--budget", "smoke", "--device", "cpu", "--jobs", "0"],
+        "--jobs must be a whole number of at least 1",
+    ),
 }
 
 

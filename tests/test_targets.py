@@ -74,11 +74,11 @@ def test_a_wrapped_model_is_diagnosed_and_mended(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["wrap", "mine:pair", "--data", "digits", "--out", "wrapped"]) == 0
-    assert main(["diagnose", "wrapped", "--density", "prior", "--n", "100"]) == 0
+    assert main(["diagnose", "wrapped", "--density", "prior", "--n", "100", "--code", "mine:pair"]) == 0
     assert "1. failed reconstruction" in capsys.readouterr().out  # nothing was trained; codes vary, so nothing has collapsed
     assert (tmp_path / "wrapped" / "diagnosis" / "report.html").is_file()
-    assert main(["density", "wrapped", "gmm:3"]) == 0
-    assert main(["diagnose", "wrapped", "--density", "gmm:3", "--n", "100"]) == 0
+    assert main(["density", "wrapped", "gmm:3", "--code", "mine:pair"]) == 0
+    assert main(["diagnose", "wrapped", "--density", "gmm:3", "--n", "100", "--code", "mine:pair"]) == 0
     assert "sampled from gmm:3" in (tmp_path / "wrapped" / "diagnosis" / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(["cite", "wrapped"]) == 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from expost.devices import choose_device
+from expost.seeds import some
 from expost.tensors import as_data, check_finite
 
 __all__ = ["Dataset", "Split"]
@@ -86,7 +87,7 @@ class Dataset:
             check_split(split, what)
         train, val, test = parts.values()
         if train.x.dim() == 2:
-            size = float(train.x[:100_000].double().square().mean().sqrt())
+            size = float(some(train.x, 100_000, "size of points").double().square().mean().sqrt())
             if not 1e-2 <= size <= 100:
                 notes = (*notes, f"values are of size {size:.2g} (root mean square), networks are made for about 1: divide the data by it")
         for part, split in parts.items():

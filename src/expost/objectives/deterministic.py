@@ -40,7 +40,8 @@ class DecoderL2(Checked):
     def __call__(self, model: Autoencoder, z: Tensor, p: Distribution) -> Tensor:
         modules = list(model.decoder.net.modules())
         kernels: list[Any] = [m.weight for m in modules if isinstance(m, self.layers)]
-        kernels = kernels or [m.weight for m in modules if isinstance(m, (nn.ConvTranspose2d, nn.Conv2d, nn.Linear))]
+        if not any(isinstance(m, (nn.ConvTranspose2d, nn.Conv2d)) for m in modules):  # a perceptron, for points: its own kernels
+            kernels = kernels or [m.weight for m in modules if isinstance(m, nn.Linear)]
         if not kernels:
             raise ValueError(f"the decoder has no layer of the types {[t.__name__ for t in self.layers]} to penalise: pass layers=(...)")
         return self.weight * torch.stack([w.square().sum() for w in kernels]).sum()
