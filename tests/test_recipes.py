@@ -197,7 +197,7 @@ def test_a_run_comes_back_from_its_folder(tmp_path) -> None:  # type: ignore[no-
         experiment, dataset, source="digits", budget="smoke", settings=settings, out=tmp_path / "a", resume=True, device="cpu"
     )
     assert again.history is None
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="another budget"):
         train_run(experiment.override({"latent": 5}), dataset, source="digits", out=tmp_path / "a", resume=True, device="cpu")
     (tmp_path / "a" / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="truncated or is not the weights"):

@@ -450,14 +450,18 @@ def test_a_crashed_run_resumes_to_the_same_bits(tmp_path):
     training = unfinished(tmp_path)
     assert load_tensors(tmp_path / "checkpoint.safetensors", "x")[1]["step"] == 11
     assert not (tmp_path / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="is not finished: continue it with --resume"):
-        RunFolder.at(tmp_path).load_model(model())
+    stopped = RunFolder.at(tmp_path).state()
+    assert (stopped.name, stopped.at, stopped.why) == ("stopped", "step 11 of 20", "Stop:")
+    so_far, _ = train(objective=Watched(ELBO(), lambda step: None), training=replace(training, steps=11))
+    loaded = model(seed=5)
+    RunFolder.at(tmp_path).load_model(loaded)
+    assert same(bits(loaded), bits(so_far)), "its weights so far can be used"
     m, history = train(model(seed=9), Watched(ELBO(), lambda step: None), training=training, out=tmp_path, resume=True)
     reference, whole = train(objective=Watched(ELBO(), lambda step: None), training=training)
     assert same(bits(m), bits(reference))
     assert [(r["step"], r["total"]) for r in history.rows] == [(r["step"], r["total"]) for r in whole.rows]
     assert history.images == whole.images
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.csv", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.csv", "model.safetensors", "state.json"]
 
 
 def test_an_unfinished_run_is_not_overwritten(tmp_path):

@@ -18,10 +18,11 @@ from torch.distributions import Distribution
 from expost.conditional import Conditional
 from expost.density.base import Codes, Density
 from expost.distributions import Marginal, point
+from expost.memory import check_room
 from expost.seeds import seeded
 from expost.tensors import as_data, batches, check_levels, unit
 
-__all__ = ["Autoencoder", "evaluating"]
+__all__ = ["Autoencoder", "check_weights", "evaluating"]
 
 
 @contextmanager
@@ -37,6 +38,32 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in zip(every, modes, strict=True):
             m.training = mode
+
+
+@contextmanager
+def _fitting(part: str, what: str, value: Tensor) -> Iterator[None]:
+    """A network that fails at what it is given says the shape; one that finds no memory fails as it does."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if "memory" in said:
+            raise
+        raise ValueError(
+            f"the {part} does not take {what} of shape {tuple(value.shape[1:])} ({said[:200]}): give what the model was made for"
+        ) from error
+
+
+def check_weights(model: nn.Module) -> None:
+    """``ValueError`` if weights hold NaN or infinity: nothing can be made of such a model."""
+    broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of the model's weights hold NaN or infinity (first: {broken[0]}), so nothing can be made of it: its training diverged; "
+            "train again with a smaller learning rate, --set training.lr=..."
+        )
 
 
 class Autoencoder(Density):
@@ -58,12 +85,20 @@ class Autoencoder(Density):
         self.encoder, self.decoder, self.prior, self.samples = encoder, decoder, prior, samples
 
     def encode(self, x: Tensor) -> Distribution:
-        """q(z | x) for x of shape (*batch, *event)."""
-        return self.encoder(x)
+        """q(z | x) for x of shape (*batch, *event); ``ValueError`` if x or the prior is of another shape than the model's."""
+        with _fitting("encoder", "data", x):
+            q: Distribution = self.encoder(x)
+        d = getattr(self.prior, "d", None)
+        if d is not None and tuple(q.event_shape) != (d,):
+            raise ValueError(
+                f"the prior is for codes of {d} dimensions, and those of the encoder have shape {tuple(q.event_shape)}: give another prior"
+            )
+        return q
 
     def decode(self, z: Tensor) -> Distribution:
-        """p(x | z) for z of shape (*batch, d)."""
-        return self.decoder(z)
+        """p(x | z) for z of shape (*batch, d); ``ValueError`` if the decoder takes no codes of this shape."""
+        with _fitting("decoder", "codes", z):
+            return self.decoder(z)
 
     def latent(self) -> Distribution:
         """p(z)."""
@@ -133,8 +168,21 @@ class Autoencoder(Density):
         if n < 1:
             raise ValueError(f"the number of samples must be at least 1, not {n}")
         with evaluating(self), seeded("generate", seed):
-            z = self.latent().sample((n,))
-            return torch.cat([point(self.decode(b)) for b in batches(z, batch_size)])
+            prior = self.latent()
+            check_room(4.0 * n * prior.event_shape.numel(), f"codes of {n} samples")
+            z = prior.sample((n,))
+            made = (point(self.decode(b)) for b in batches(z, batch_size))
+            first = next(made)
+            check_room(8.0 * n * first[0].numel(), f"{n} samples")  # as parts and joined
+            x = torch.cat([first, *made])
+        bad = ~torch.isfinite(x.flatten(1)).all(1)
+        if bad.any():
+            check_weights(self.decoder)
+            raise ValueError(
+                f"{int(bad.sum())} of {n} samples hold NaN or infinity (first: sample {int(bad.nonzero()[0])}): the prior draws codes that the decoder "
+                "cannot follow; fit another density to the codes"
+            )
+        return x
 
     def decode_points(self, z: Tensor, *, batch_size: int = 500) -> Tensor:
         """point(p(x | z)) for many codes (n, d): (n, *event)."""

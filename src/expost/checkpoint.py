@@ -1,7 +1,7 @@
 """Run folders and checkpoints, without pickle.
 
 A run folder holds ``recipe.json`` (name, overrides, seed, versions, data hash), ``model.safetensors``, ``history.csv``, ``results.json``,
-``densities/``; while training runs also ``checkpoint.safetensors``, which has everything a resumed run needs: weights, optimiser moments,
+``densities/``, and ``state.json``: how far it is (:mod:`expost.state`); while training runs also ``checkpoint.safetensors``, which has everything a resumed run needs: weights, optimiser moments,
 averaged and best weights, sums of the running interval, and as JSON the step, schedule state and history. It is one file, replaced by
 renaming, so a killed process leaves either the old or the new one.
 """
@@ -23,11 +23,13 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from expost.files import NotKept, keep, load_tensors, read_json, save_tensors, write_json, write_text
+from expost.files import NotKept, keep, load_tensors, read_json, read_meta, save_tensors, write_json, write_text
+from expost.history import History
 from expost.identity import experiment_name
-from expost.locks import writing
+from expost.locks import trainer, writing
 from expost.memory import Bounded, machine
 from expost.schema import Meta, convert, printable
+from expost.state import FailedRun, State, StateName, Unfinished
 
 __all__ = ["DataDescription", "Description", "RunFolder", "bounded", "check_state", "load_weights", "prefixed", "split_prefix", "versions"]
 
@@ -73,6 +75,14 @@ class Description(TypedDict):
     """over what determines the run (:func:`_sum`); older versions did not write it"""
 
 
+class _Recorded(TypedDict):
+    """``state.json``, see :class:`expost.state.State`."""
+
+    state: StateName
+    at: str
+    why: str
+
+
 def versions() -> dict[str, str]:
     """Versions of what computed a result."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
@@ -113,11 +123,16 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: s
             raise ValueError(f'{where} does not fit this model: "{name}" is {value.dtype} there and {own[name].dtype} here')
 
 
+def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint that the training would keep if it ended now: the best, else the averaged, else the last ones."""
+    return split_prefix("best", tensors) or split_prefix("average", tensors) or split_prefix("model", tensors)
+
+
 def _sum(recipe: Description) -> str:
     """16 hexadecimal digits of a SHA-256 over the fields that determine a run. Where the data lie and what program wrote them do not."""
-    kept = {k: recipe.get(k) for k in ("recipe", "budget", "settings", "seed", "experiment", "identity")}
-    kept["data"] = {k: v for k, v in recipe["data"].items() if k in ("name", "hash", "shape")}  # the first versions wrote no more
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    fields = {k: recipe.get(k) for k in ("recipe", "budget", "settings", "seed", "experiment", "identity")}
+    fields["data"] = {k: v for k, v in recipe["data"].items() if k in ("name", "hash", "shape")}  # the first versions wrote no more
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _is_itself(recipe: Description) -> bool:
@@ -125,8 +140,8 @@ def _is_itself(recipe: Description) -> bool:
     text, data = recipe.get("experiment"), recipe["data"]
     if text is None:
         return recipe["recipe"].startswith("wrapped/")  # no experiment, and an identity of another kind
-    timeless = re.sub(r"(?<=[(, ])minutes=[^,()]*", "minutes=None", text)  # older versions wrote the time limit too
-    if recipe["identity"] not in {experiment_name(t, data["hash"], recipe["seed"]) for t in (text, timeless)}:
+    without_limit = re.sub(r"(?<=[(, ])minutes=[^,()]*", "minutes=None", text)  # older versions wrote the time limit too
+    if recipe["identity"] not in {experiment_name(t, data["hash"], recipe["seed"]) for t in (text, without_limit)}:
         return False
     task = re.search(r"\(recipe='(.*?)', task=Task\(data=.*?, shape=\[([\d, ]+)\], n=(\d+)\)", text)
     said = (recipe["recipe"], ", ".join(map(str, data["shape"])), str(data.get("train", task and task[3])))
@@ -177,6 +192,16 @@ class RunFolder:
     def results_file(self) -> Path:
         return self.path / "results.json"
 
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def weights_file(self) -> Path:
+        """Where its weights are: those of the end, or, while there are more steps to come, those of the last checkpoint."""
+        going_on = self.checkpoint_file.is_file() and self.state().name not in ("finished", "failed")
+        return self.checkpoint_file if going_on else self.model_file
+
     def density_file(self, spec: str) -> Path:
         if not re.fullmatch(r"\w[\w.:@+-]*", spec):  # a name of a file, wherever the spec was read: it stays in the folder
             raise ValueError(f'cannot read the density "{printable(spec)}": write gmm:10, say')
@@ -192,6 +217,69 @@ class RunFolder:
             return convert(value, Description, f"{self.recipe_file} does not describe a run")
         except ValueError as error:
             raise ValueError(f"{error}: was it edited, or made by another program? restore it from a copy, or train again") from None
+
+    def state(self) -> State:
+        """How far the run is.
+
+        What state.json says, unless the files tell more: the first versions wrote none, and a training that is killed, or ends on a full disk,
+        has no time to write how it ended.
+        """
+        said: _Recorded = {"state": "planned" if self.recipe_file.is_file() else "new", "at": "", "why": ""}
+        if self.state_file.is_file():
+            said = convert(read_json(self.state_file, "the state of a run"), _Recorded, f"{self.state_file} is not the state of a run")
+        if said["state"] in ("finished", "failed"):
+            return State(said["state"], said["at"], said["why"])
+        if (who := trainer(self.path)) is not None:
+            return State("running", said["at"], who)
+        if self.checkpoint_file.is_file() or not self.model_file.is_file():
+            begun = self.checkpoint_file.is_file() or said["state"] == "running"
+            return State("stopped" if begun else said["state"], said["at"], said["why"])
+        history = History() if (found := self.history()) is None else found  # wrapped models have none
+        return State("stopped" if history.stopped == "time" else "failed" if history.failed else "finished", why=history.stopped)
+
+    def write_state(self, state: State) -> None:
+        write_json(self.state_file, {"state": state.name, "at": state.at, "why": state.why})
+
+    def history(self) -> History | None:
+        """How the training has gone, as the file of the weights tells; None if it does not, as for wrapped models."""
+        try:
+            return History.from_json(read_meta(self.weights_file, "the weights of a run").get("history"))
+        except ValueError:
+            return None
+
+    def check_usable(self, *, failed: bool = False) -> None:
+        """The one door to the weights of a run: those of an unfinished one cost a warning, a failed one is refused.
+
+        Args:
+            failed: open a failed one nevertheless: its weights are the last good ones.
+
+        Raises:
+            FailedRun: its training failed.
+            ValueError: it has no weights yet.
+        """
+        found = self.state()
+        if found.name == "failed" and not failed:
+            raise FailedRun(f"the training of {self.path} failed, so its weights are not used: {found.why}")
+        if found.name in ("finished", "failed"):
+            return
+        running = found.name == "running"
+        if not self.weights_file.is_file():
+            doing = (
+                f"being trained by {found.why}: wait for its first checkpoint" if running else "not trained: train it first, with --resume"
+            )
+            raise ValueError(f"the run {self.path} has no weights yet, since it is {doing}")
+        doing = f"is being trained by {found.why}" if running else "is not finished"
+        at = f" ({found.at})" if found.at else ""
+        warnings.warn(f"{self.path} {doing}{at}: used are its weights so far; training goes on with --resume", Unfinished, stacklevel=2)
+
+    def forget(self) -> None:
+        """Remove what was trained, so that it can be trained from its beginning."""
+        for file in (self.model_file, self.checkpoint_file, self.history_file, self.state_file):
+            file.unlink(missing_ok=True)
+
+    def run_sum(self) -> dict[str, str]:
+        """What ties weights to the run that recipe.json describes, if there is one."""
+        return {"run": _sum(self.read_recipe())} if self.recipe_file.is_file() else {}
 
     def write_history(self, text: str) -> None:
         """Replace history.csv; not waiting for the disk, since it is written again and again."""
@@ -220,10 +308,16 @@ class RunFolder:
                 others = {}
             write_json(self.results_file, {**others, key: value})
 
+    def keep(self, key: str, value: Any) -> None:
+        """:meth:`add_results` of what has been shown: what cannot be written costs a warning, and so does a run that goes on, which changes."""
+        if self.state().name in ("running", "stopped"):
+            warnings.warn(f"not kept: {self.path} is not finished, and what is measured on it will change", Unfinished, stacklevel=2)
+            return
+        self.add_results(key, value)
+
     def save_model(self, model: nn.Module, meta: dict[str, Any] | None = None) -> None:
         """Write the trained weights, tied to the run that recipe.json describes, if there is one."""
-        run = {"run": _sum(self.read_recipe())} if self.recipe_file.is_file() else {}
-        content = dict(model.state_dict()), {"kind": "model", **run, **(meta or {})}
+        content = dict(model.state_dict()), {"kind": "model", **self.run_sum(), **(meta or {})}
         try:
             save_tensors(self.model_file, *content)
         except OSError as error:
@@ -238,24 +332,24 @@ class RunFolder:
 
     def bounded(self) -> Bounded:
         """A block in which networks may be built that its weights can be of, with at most four times as many numbers as the file holds."""
-        if not self.model_file.is_file():
+        if not self.weights_file.is_file():
             return Bounded(machine(), f"{self.recipe_file} describes networks that are larger than the memory of this machine")
-        return bounded(self.recipe_file, self.model_file)
+        return bounded(self.recipe_file, self.weights_file)
 
     def load_model(self, model: nn.Module) -> dict[str, Any]:
         """Load the trained weights into ``model``, if recipe.json is as it was written and of the same run; returns their metadata."""
-        if not self.model_file.is_file() and self.checkpoint_file.is_file():
-            raise ValueError(f"the run {self.path} is not finished: continue it with --resume")
         recipe = self.read_recipe() if self.recipe_file.is_file() else None
         if recipe is not None and not (recipe.get("checksum", _sum(recipe)) == _sum(recipe) and _is_itself(recipe)):
             raise ValueError(
                 f"{self.recipe_file} does not describe a run (its fields do not fit each other): it was edited or damaged; "
                 "restore it from a copy, or train again"
             )
-        tensors, meta = load_tensors(self.model_file, "the weights of a run")
+        file = self.weights_file
+        tensors, meta = load_tensors(file, "the weights of a run")
+        tensors = kept(tensors) if file == self.checkpoint_file else tensors
         if recipe is not None and meta.get("run", _sum(recipe)) != _sum(recipe):
             raise ValueError(
-                f"{self.model_file} holds the weights of another run than {self.recipe_file} describes: restore both from a copy, or train again"
+                f"{file} holds the weights of another run than {self.recipe_file} describes: restore both from a copy, or train again"
             )
-        load_weights(model, tensors, str(self.model_file))
+        load_weights(model, tensors, str(file))
         return meta

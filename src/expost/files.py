@@ -25,6 +25,7 @@ from torch import Tensor
 
 from expost.hashes import as_bytes, checksum
 from expost.schema import convert
+from expost.state import Note
 
 __all__ = [
     "NotKept", "Room", "atomic", "cache_folder", "cached", "check_output", "is_sealed", "keep", "load_tensors", "read_checked", "read_json", "read_meta",
@@ -41,7 +42,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk answers, or one of which the user may not use more."""
 
 
-class NotKept(UserWarning):
+class NotKept(Note):
     """Something was computed, and could not be kept for later."""
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from expost.results import Curve
 from expost.schema import convert
 
-__all__ = ["History"]
+__all__ = ["UNTRAINED", "History"]
+
+UNTRAINED = "the loss is not finite before the first update"
 
 
 @dataclass
@@ -19,7 +21,8 @@ class History:
 
     Attributes:
         rows: the record, in order.
-        stopped: why training ended: ``"finished"``, ``"early stop"``, ``"time"``, or a sentence about a non-finite loss.
+        stopped: why training ended: ``"finished"``, ``"early stop"``, or a sentence about a non-finite loss; or why it stopped, to go on later:
+            ``"time"``, ``"interrupted"``.
         best_step: the step whose weights the model now has, if the best ones were kept; else the last step.
         seconds: wall time of training over all sessions, validation included.
         images: training examples seen.
@@ -34,7 +37,12 @@ class History:
     @property
     def failed(self) -> bool:
         """Whether training ended on a non-finite loss."""
-        return self.stopped.startswith("non-finite")
+        return self.stopped.startswith("non-finite") or self.untrained
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the loss was not finite before the first update."""
+        return self.stopped.startswith(UNTRAINED)
 
     def curve(self, name: str = "total", split: str = "train") -> Curve:
         rows = [r for r in self.rows if r["split"] == split and name in r]

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["code_hash", "experiment_name", "stable_repr"]
+__all__ = ["code_hash", "experiment_name", "stable_repr", "timeless"]
 
 
 def code_hash(*modules: ModuleType) -> str:
@@ -33,8 +34,15 @@ def code_hash(*modules: ModuleType) -> str:
 
 
 def experiment_name(text: str, data_hash: str, seed: int) -> str:
-    """Eight hexadecimal digits that name an experiment (its :func:`stable_repr`, without time limits) on data, from a seed."""
+    """Eight hexadecimal digits that name an experiment (its :func:`stable_repr`, :func:`timeless`) on data, from a seed."""
     return hashlib.sha256(f"{text} {data_hash} {seed}".encode()).hexdigest()[:8]
+
+
+def timeless(text: str) -> str:
+    """A :func:`stable_repr` of settings without what changes no result: time limits and intervals of writing, at their defaults."""
+    for name, default in (("minutes", "None"), ("checkpoint_every", "30.0")):
+        text = re.sub(rf"(?<=[(, ]){name}=[^,()]*", f"{name}={default}", text)
+    return text
 
 
 def stable_repr(value: Any) -> str:

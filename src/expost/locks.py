@@ -23,7 +23,7 @@ from pathlib import Path
 
 from expost.schema import printable
 
-__all__ = ["Locked", "hold", "holder", "training", "writing"]
+__all__ = ["Locked", "hold", "holder", "trainer", "training", "writing"]
 
 NAME = "training.lock"
 #: What a file system without locks answers.
@@ -162,6 +162,14 @@ def holder(folder: Path) -> str | None:
     finally:
         os.close(handle)
     return None
+
+
+def trainer(folder: Path) -> str | None:
+    """Who else trains the run in this folder, or None."""
+    if _key(folder) in getattr(_own, "folders", ()) or holder(folder) is None:
+        return None
+    who, what = _who(folder / NAME)
+    return who if what == "trained" else None
 
 
 def _who(path: Path) -> tuple[str, str]:

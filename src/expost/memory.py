@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Bounded", "machine", "retained"]
+__all__ = ["Bounded", "check_room", "machine", "retained"]
 
 #: Functions that take the sizes of a new tensor, as a tuple or as numbers.
 _MAKERS = frozenset(f"{new}{kind}" for new in ("", "new_") for kind in ("empty", "zeros", "ones", "full", "rand", "randn")) | {
@@ -36,6 +36,12 @@ def machine() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows
         return 2**46
+
+
+def check_room(size: float, what: str) -> None:
+    """``ValueError`` if something would take more bytes than this machine has."""
+    if size > machine():
+        raise ValueError(f"{what} would take {size / 1e9:.3g} GB, and this machine has {machine() / 1e9:.3g}: ask for fewer")
 
 
 class Bounded(TorchFunctionMode):

@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -35,7 +35,7 @@ from expost.density.base import Codes, draw_codes
 from expost.devices import choose_device
 from expost.files import FULL, Room, keep, load_tensors, save_tensors
 from expost.heads import Gaussian
-from expost.history import History
+from expost.history import UNTRAINED, History
 from expost.identity import stable_repr
 from expost.interrupt import Interruptible
 from expost.locks import training as holding
@@ -46,6 +46,7 @@ from expost.progress import Bar
 from expost.schedules import Plateau
 from expost.schema import Meta
 from expost.seeds import permutation, seed_from, seeded
+from expost.state import State, StateName, leaving_nothing, made
 from expost.tensors import as_data, batches, check_finite, check_levels, like, spelled, unit
 from expost.trackers import Trackers, check_trackers
 from expost.training import Training, automatic_precision
@@ -69,6 +70,13 @@ class _State(TypedDict):
 
 READ_AHEAD = 2**29
 """Bytes of data from which batches are gathered one step ahead."""
+
+FAR = 100.0
+"""Values of data that are said to be large where the loss is not finite."""
+
+
+class _NothingTrained(Exception):
+    """The loss of the very first step was not finite: whatever is wrong was wrong before the training."""
 
 
 class _Step(nn.Module):
@@ -119,7 +127,8 @@ def fit(
         ValueError: data or settings that cannot be trained on, in one sentence.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
 
-    A non-finite loss does not raise: training stops, the last good weights are restored, and ``history.failed`` is true.
+    A non-finite loss does not raise: training stops, the last good weights are restored, and ``history.failed`` is true. A time limit leaves
+    a checkpoint (``history.stopped == "time"``). A training of which not one step succeeded leaves nothing in its folder.
     """
     return _Fit(model, objective, x, training, val, seed, out, device, trackers, watch).run(resume, progress)
 
@@ -176,6 +185,8 @@ class _Fit:
         self.batch = min(training.batch_size, len(x))
         if self.batch % self.world:
             raise ValueError(f"the batch of {self.batch} cannot be shared by {self.world} processes: choose a multiple of {self.world}")
+        if self.batch // self.world == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            raise ValueError(f"batch normalisation needs more than one example in a process: batch_size must be at least {2 * self.world}")
         self.per_epoch = len(x) // self.batch
         self.total = training.length(self.per_epoch)
         self.precision = {"auto": automatic_precision(model, self.device), "float32": None, "bfloat16": torch.bfloat16}[training.precision]
@@ -186,6 +197,7 @@ class _Fit:
         self.parameters = [[p for p in player.module.parameters() if p.requires_grad] for player in players]
         self.heads = [m for m in model.modules() if isinstance(m, Gaussian)]
         self.step, self.schedule_state, self.best, self.bad = 0, dict[str, float](), math.inf, 0
+        self.begun, self.tie = False, dict[str, str]()
         self.history, self.sums, self.count = History(), dict[str, Tensor](), 0
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if training.ema else None
         self.averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -217,18 +229,21 @@ class _Fit:
 
     def run(self, resume: bool, progress: bool | None) -> History:
         """Train under the folder's lock, with room on its disk held for what will be written."""
-        with ExitStack() as stack:
+        with suppress(_NothingTrained), ExitStack() as stack:
             with self.processes.together():
                 if self.folder is not None and self.processes.main:
+                    stack.enter_context(made(self.folder.path))
                     stack.enter_context(holding(self.folder.path))
-            return self._run(resume, progress, stack)
+                    stack.enter_context(leaving_nothing(self.folder.path, lambda: self.begun))
+            self._run(resume, progress, stack)
+        return self.history
 
-    def _run(self, resume: bool, progress: bool | None, stack: ExitStack) -> History:
+    def _run(self, resume: bool, progress: bool | None, stack: ExitStack) -> None:
         if self.folder is not None:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.tie = self.folder.run_sum()
             if resume and self._already_finished():
-                return self.history
-            if self.folder.checkpoint_file.is_file():
+                return
+            if self.folder.weights_file == self.folder.checkpoint_file:
                 if not resume:
                     raise ValueError(
                         f"{self.folder.path} holds an unfinished run: continue it with resume=True (--resume), or choose another folder"
@@ -240,28 +255,46 @@ class _Fit:
         if self.wanted and self.folder is not None and self.processes.main:
             config = {"training": repr(self.training), "objective": stable_repr(self.objective), "seed": self.seed}
             self.trackers = Trackers(self.wanted, self.folder.path, config)
-        self.clock, self.saved = time.monotonic() - self.history.seconds, time.monotonic()
+        self.session = self.saved = time.monotonic()
+        self.clock = self.session - self.history.seconds
         modes = [m.training for m in self.model.modules()]
         bar = Bar(self.total, self.step, what="training", unit="step", enabled=progress)
         hoard = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
-        with seeded("fit", self.seed), retained(hoard), _without_layout_warnings(self.world > 1), Interruptible() as interrupt, bar:
-            self.model.train()
-            for module in self.objective.modules().values():
-                module.train()
-            while self.step < self.total and not self.history.stopped:
-                self._one_step()
-                bar.update(self.step, self._means)
-                self._bookkeeping()
-                if self._agreed(interrupt.requested) and not self.history.stopped and self.step < self.total:
-                    self._save()
-                    self.processes.wait()
-                    raise KeyboardInterrupt
-        for m, mode in zip(self.model.modules(), modes, strict=True):
-            m.training = mode
-        self._finish()
+        try:
+            with seeded("fit", self.seed), retained(hoard), _without_layout_warnings(self.world > 1), Interruptible() as interrupt, bar:
+                self.model.train()
+                for module in self.objective.modules().values():
+                    module.train()
+                while self.step < self.total and not self.history.stopped:
+                    self._one_step()
+                    bar.update(self.step, self._means)
+                    self._bookkeeping()
+                    if self.step == self.total or self.history.stopped:
+                        break
+                    if self._agreed(interrupt.requested):
+                        self._stop("interrupted")
+                        raise self._interrupted()
+                    if self.training.minutes is not None and self._agreed(time.monotonic() - self.session > 60 * self.training.minutes):
+                        self._stop("time")
+            if self.history.stopped == "time":
+                if self.count:
+                    self._row("train", self._running())  # of the last interval; the checkpoint goes on without it
+                self._keep()
+            else:
+                self._finish()
+        except Exception as error:
+            if self.begun:
+                self._record("stopped", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+            raise
+        except KeyboardInterrupt as error:  # a second one, in the middle of a step
+            raise error if error.args else self._interrupted() from None
+        finally:
+            for m, mode in zip(self.model.modules(), modes, strict=True):
+                m.training = mode
+            if self.trackers is not None:
+                self.trackers.finish()
         if interrupt.requested:  # too late for this training, in time for what would follow
             raise KeyboardInterrupt
-        return self.history
 
     def _room(self, folder: Path) -> Room:
         """Disk space for the weights and a checkpoint: a disk that fills up meanwhile shall not cost the training."""
@@ -293,6 +326,7 @@ class _Fit:
         share = self.batch // self.world
         start = place * self.batch + self.rank * share
         x = unit(self._rows(start, share, place + 1 < self.per_epoch), self.model.dtype)
+        self.last = x
         objective = self.objective.at(self.step)
         _reseed(seed_from("noise", self.seed, self.step, self.rank), self.device)
         rate = self.training.schedule.factor(self.step / self.total, epoch) * self.schedule_state.get("factor", 1.0)
@@ -317,8 +351,9 @@ class _Fit:
         objective.after_step(self.model)
         if self.average is not None:
             _average(self.average, self.model.state_dict(), self.averaged, self.training.ema or 0.0, self.step)
-        for name, value in parts.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+        # in the order of this step: a checkpoint's are in that of the alphabet
+        self.sums = {**{name: self.sums[name] + v if name in self.sums else v.double() for name, v in parts.items()}, **{
+            name: v for name, v in self.sums.items() if name not in parts}}  # fmt: skip
         self.count += 1
         self.step += 1
 
@@ -346,13 +381,13 @@ class _Fit:
         """After a step: notice a non-finite loss, write rows, validate, checkpoint, watch the clock."""
         boundary = self.step % self.per_epoch == 0 or self.step == self.total
         due = boundary or self.step % self.training.log_every == 0
-        if (due or self.device.type == "cpu") and self._agreed(not math.isfinite(float(self.sums["total"]))):
+        if (due or self.device.type == "cpu" or not self.begun) and self._agreed(not math.isfinite(float(self.sums["total"]))):
             self._roll_back()
             return
-        limit = self.training.minutes
-        if limit is not None and self._agreed(time.monotonic() - self.clock > 60 * limit):
-            self.history.stopped = "time"
-        if due or self.history.stopped:
+        if not self.begun:
+            self.begun = True
+            self._record("running")
+        if due:
             self._row("train", self._running())
             self.sums, self.count = {}, 0
         epoch = math.ceil(self.step / self.per_epoch)
@@ -449,10 +484,42 @@ class _Fit:
         return {k: v.detach().clone() for k, v in (self.average or self.model.state_dict()).items()}
 
     def _roll_back(self) -> None:
-        self.history.stopped = f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (clip=1)"
+        low, high = (float(v) for v in self.last.aminmax())
+        far = f"scale the data, which reach from {low:.3g} to {high:.3g}"
+        self.history.stopped = (
+            f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (clip=1)"
+            + (f", or {far}" if max(-low, high) > FAR else "")
+            if self.begun
+            else f"{UNTRAINED}: {far}, or check the weights in the objective"
+        )
         self.model.load_state_dict(self.good)
         self.average, self.best_state = None, None
         self.history.best_step = self.good_step
+        if not self.begun:
+            raise _NothingTrained
+
+    def _stop(self, why: str) -> None:
+        """Leave a checkpoint to go on from."""
+        self.history.stopped = why
+        self._save()
+        self._record("stopped", why)
+        self.processes.wait()
+
+    def _interrupted(self) -> KeyboardInterrupt:
+        """Says where it can go on, if a checkpoint was kept."""
+        kept = self.folder is not None and self.folder.checkpoint_file.is_file()
+        return KeyboardInterrupt(f"at {self._at()}, with a checkpoint") if kept else KeyboardInterrupt()
+
+    def _at(self) -> str:
+        """Where the training is."""
+        epochs = self.training.epochs
+        return f"step {self.step} of {self.total}" if epochs is None else f"epoch {self.step / self.per_epoch:.1f} of {epochs}"
+
+    def _record(self, name: StateName, why: str = "") -> None:
+        """Write how far the run is."""
+        if self.folder is not None and self.processes.main:
+            with keep(self.folder.path):
+                self.folder.write_state(State(name, self._at(), why))
 
     def _save(self) -> None:
         self.saved = time.monotonic()
@@ -467,7 +534,7 @@ class _Fit:
         tensors |= prefixed("average", self.average or {}) | prefixed("best", self.best_state or {}) | prefixed("sums", self.sums)
         self.history.seconds = time.monotonic() - self.clock
         state = {
-            "kind": "checkpoint", "fingerprint": self.fingerprint, "step": self.step, "count": self.count, "best": self.best, "bad": self.bad,
+            "kind": "checkpoint", **self.tie, "fingerprint": self.fingerprint, "step": self.step, "count": self.count, "best": self.best, "bad": self.bad,
             "schedule": self.schedule_state, "history": self.history.to_json(),
         }  # fmt: skip
         with keep(self.folder.path):
@@ -475,6 +542,7 @@ class _Fit:
             self.room.resize(self.weights)
             save_tensors(self.folder.checkpoint_file, tensors, state)
             self.room.resize(self.weights + self.checkpoint)
+            self._record("running")
 
     def _restore(self) -> None:
         assert self.folder is not None
@@ -507,12 +575,14 @@ class _Fit:
         self.step, self.count, self.best, self.bad = state["step"], state["count"], state["best"], state["bad"]
         self.schedule_state, self.history = state["schedule"], History.from_json(state["history"])
         self.history.stopped = ""
+        self.begun = True
+        self._record("running")
         self.good, self.good_step = self._snapshot(), self.step
 
     def _already_finished(self) -> bool:
         """Whether the folder holds the end of this very run; if so its weights and history are taken from there."""
         assert self.folder is not None
-        if self.folder.checkpoint_file.is_file() or not self.folder.model_file.is_file():
+        if self.folder.weights_file != self.folder.model_file or not self.folder.model_file.is_file():
             return False
         tensors, meta = load_tensors(self.folder.model_file, "the weights of a run")
         if meta.get("fingerprint") != self.fingerprint:
@@ -521,7 +591,8 @@ class _Fit:
         self.history = History.from_json(meta["history"])
         return True
 
-    def _finish(self) -> None:
+    def _keep(self) -> None:
+        """Give the model the weights that are kept."""
         self._share_buffers()
         if self.best_state is not None:
             self.model.load_state_dict(self.best_state)
@@ -529,8 +600,11 @@ class _Fit:
             self.model.load_state_dict(self.average)
         if self.best_state is None and not self.history.failed:
             self.history.best_step = self.step
-        self.history.stopped = self.history.stopped or "finished"
         self.history.seconds, self.history.images = time.monotonic() - self.clock, self.step * self.batch
+
+    def _finish(self) -> None:
+        self._keep()
+        self.history.stopped = self.history.stopped or "finished"
         if self.folder is not None and self.processes.main:
             if self.room is not None:
                 self.room.release()
@@ -538,6 +612,7 @@ class _Fit:
             self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
             with keep(self.folder.path):
                 self.folder.write_history(self.history.to_csv())
+            self._record("failed" if self.history.failed else "finished", self.history.stopped)
             self.folder.checkpoint_file.unlink(missing_ok=True)
         self.processes.wait()
 

@@ -35,7 +35,7 @@ class Training(Checked):
         validate_every: epochs between validations.
         log_every: steps between rows of the history.
         checkpoint_every: seconds between checkpoints (a run folder is needed).
-        minutes: stop after this much training time, or None.
+        minutes: stop after this much time, with a checkpoint to go on from, or None; a resumed training has as much again.
     """
 
     epochs: Annotated[int, Meta(ge=1)] | None = None

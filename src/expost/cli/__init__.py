@@ -11,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, TextIO, cast
 
 __all__ = ["main"]
@@ -78,7 +81,7 @@ def _run(arguments: list[str]) -> int:
             )
         try:
             check_fields(command, lambda name: f"--{name.replace('_', '-')}")
-            with speaking(type(command).__name__.lower()), _shown():
+            with speaking(type(command).__name__.lower()), _shown(), terminable():
                 run_command(command)
         except Failure as failure:
             if speaks(command, failure):
@@ -91,17 +94,48 @@ def _run(arguments: list[str]) -> int:
                 raise
             if speaks(command, error):
                 print(f"expost: {as_options(sentence(error, resumes=arguments[:1] == ['train']), command)}", file=sys.stderr)
-            return 2
+            return getattr(error, "status", 2)
         except Exception as error:
+            short = _short_of_memory(error)
             if speaks(command, error):
-                raise
+                if not short or os.environ.get("EXPOST_TRACEBACK"):
+                    raise
+                print(f"expost: not enough memory ({short}): ask for less, e.g. fewer images, smaller batches or networks", file=sys.stderr)
             return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         again = "the same command with --resume goes on" if arguments[:1] == ["train"] else "the same command goes on"
-        if is_main():
-            print(f"expost: interrupted; {again} from what was kept", file=sys.stderr)
+        if is_main():  # what can be continued says so
+            where = f" {interrupt}" if str(interrupt) else ""
+            print(f"expost: interrupted{where}{f'; {again}' if interrupt.args else ''}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside the block SIGTERM interrupts as Ctrl-C does, so that a killed command leaves nothing half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _short_of_memory(error: Exception) -> str:
+    """What an allocator says that has no more memory to give; nothing if that is not what failed."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return said or "Python's allocator"
+    words = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate")
+    return said[:200] if isinstance(error, RuntimeError) and any(word in said.lower() for word in words) else ""
 
 
 def _to_nowhere(stream: TextIO | None) -> None:
@@ -127,22 +161,23 @@ class _Shown:
 
 @contextlib.contextmanager
 def _shown() -> Iterator[None]:
-    """What a command prints is escaped, and what it could not keep is said on stderr, each thing once."""
-    from expost.files import NotKept
+    """What a command prints is escaped, and notes, as of what could not be kept, are said on stderr, each once and by the main process."""
+    from expost.cli.torchrun import is_main
+    from expost.state import Note
 
     said: set[str] = set()
     with warnings.catch_warnings(), contextlib.redirect_stdout(cast(TextIO, _Shown(sys.stdout))):
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if not issubclass(category, NotKept):
+            if not issubclass(category, Note):
                 usual(message, category, *rest, **more)
-            elif str(message) not in said:
+            elif str(message) not in said and is_main():
                 said.add(str(message))
                 print(f"note: {sentence(ValueError(str(message)))}", file=sys.stderr, flush=True)
 
         warnings.showwarning = show
-        warnings.simplefilter("always", NotKept)
+        warnings.simplefilter("always", Note)
         yield
 
 

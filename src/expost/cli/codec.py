@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import Count, OpensModel, OpensRun, SomeImages
+from expost.cli.options import Count, OpensModel, OpensRun, SomeImages, check_suffix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +57,12 @@ class Compress(OpensRun):
 
         from expost.checkpoint import RunFolder
         from expost.codec import compress, general_purpose, negative_elbo, write_compressed
-        from expost.files import keep
         from expost.recipes.runs import as_prior, load_model
         from expost.results import Table
 
         out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")
         check_free(out, self.force)
+        check_suffix(out, ".xpz")
         density = as_prior(self.density)
         model = load_model(self.folder, density=density, device="cpu", code=self.code)
         x, what = self._images()
@@ -104,8 +104,7 @@ class Compress(OpensRun):
         print(f"wrote {out}, {len(compressed.data)} bytes", flush=True)
         if self.images is None:
             key = f"compression of {self.split or 'test'}, {len(x)} images{', binarised' if self.binarise else ''}, {density}"
-            with keep(RunFolder.at(self.folder).results_file):
-                RunFolder.at(self.folder).add_results(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
+            RunFolder.at(self.folder).keep(key, {**table.to_json(), "images_per_second": len(x) / compressed.seconds})
 
     def _images(self) -> tuple[Tensor, str]:
         """The images to compress, and which they are."""
@@ -178,6 +177,7 @@ class Decompress(OpensModel):
             raise ValueError(f"{self.file} does not exist: check the path")
         data = self.file.read_bytes()
         check_free(out, self.force, len(data))
+        check_suffix(out, ".npz")
         origin = unpack(data, str(self.file)).header.origin
         folder = self.run_folder or (Path(origin["run"]) if "run" in origin else None)
         if folder is None or not os.path.isfile(folder / "recipe.json"):  # Path.is_file() raises for names that are too long

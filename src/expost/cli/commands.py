@@ -12,13 +12,14 @@ from expost.cli.codec import Compress, Decompress
 from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
-from expost.cli.options import DataOptions, Images, OpensRun, Positive
+from expost.cli.options import DataOptions, Images, OpensRun, Positive, check_file, check_report
 from expost.cli.reproduce import Reproduce
 from expost.cli.sweep import Sweep
 from expost.cli.torchrun import Shared
 from expost.cli.wrap import Wrap
 
 if TYPE_CHECKING:
+    from expost.history import History
     from expost.recipes.runs import Run
 
 __all__ = ["COMMANDS", "Failure"]
@@ -49,6 +50,7 @@ class Demo:
     def run(self) -> None:
         from expost.cli.demo import demo
 
+        check_report(self.out)
         demo(self.out, self.seed)
 
 
@@ -103,17 +105,18 @@ class Train(DataOptions, Shared):
     out: Path | None = None
     """run folder; default: runs/RECIPE-DATA-BUDGET-SEED"""
     minutes: Positive | None = None
-    """stop after so many minutes of training"""
+    """stop after so many minutes, to go on later with --resume"""
     device: str | None = None
     """cpu, cuda, mps; default: a GPU if there is one"""
     resume: bool = False
-    """continue an unfinished run in --out"""
+    """go on with the unfinished run in --out; time limits may be others, or none"""
     dry_run: bool = False
     """show what would be done, and stop"""
     track: tuple[str, ...] = ()
     """trackers, e.g. tensorboard wandb mlflow"""
 
     def shared(self, main: bool) -> None:
+        from expost.checkpoint import RunFolder
         from expost.devices import choose_device
         from expost.identity import stable_repr
         from expost.recipes.overrides import parse
@@ -129,6 +132,8 @@ class Train(DataOptions, Shared):
         model, _ = experiment.build(self.seed)
         parameters = sum(p.numel() for p in model.parameters())
         folder = self.out or Path("runs") / f"{self.recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{self.seed}"
+        if self.resume and not RunFolder.at(folder).recipe_file.is_file():
+            raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start the training")
         echo(
             f"{self.recipe} on {dataset.name} {tuple(dataset.shape)}, {len(dataset.train.x)} training examples; "
             f"network {experiment.network}, {experiment.latent} latents, {parameters} parameters"
@@ -157,21 +162,29 @@ class Train(DataOptions, Shared):
             return
         if run.history.failed:
             raise Failure(run.history.stopped)
-        split = "val" if run.history.curve("total", "val").y else "train"  # a run stopped by --minutes may not have been validated
-        rate = run.history.images / max(1e-9, run.history.seconds)
-        echo(
-            f"{run.history.stopped} after {run.history.seconds:.1f} s ({rate:.0f} images/s); {split} loss: {run.history.last('total', split):.4g} nats per example"
-        )
+        echo(_ended(run.history, RunFolder.at(folder).state().at))
         echo(f"wrote {folder}")
 
 
-def load(folder: Path, data: str | None, device: str | None, options: OpensRun) -> Run:
+def _ended(history: History, at: str) -> str:
+    """How a training went, in a line."""
+    minutes = f"{history.seconds / 60:.3g} minutes" if history.seconds >= 60 else f"{history.seconds:.1f} s"
+    ended = f"{history.stopped} after {minutes}"
+    if history.stopped == "time":
+        ended = f"stopped by the time limit after {minutes}, at {at}"
+    split = "val" if history.curve("total", "val").y else "train"  # a run stopped by --minutes may not have been validated
+    rate = history.images / max(1e-9, history.seconds)
+    line = f"{ended} ({rate:.0f} images/s); {split} loss: {history.last('total', split):.4g} nats per example"
+    return line + ("; the same command with --resume goes on" if history.stopped == "time" else "")
+
+
+def load(folder: Path, data: str | None, device: str | None, options: OpensRun, *, failed: bool = False) -> Run:
     """The run of a folder: the one way in which commands open it."""
     from expost.devices import choose_device
     from expost.recipes.runs import load_run
 
     choose_device(device)  # before anything is read
-    return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading())
+    return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading(), failed=failed)
 
 
 @dataclass
@@ -216,8 +229,7 @@ class Density(OpensRun):
             "means, or samples where the spec ends in @sample; a second stage's is a lower bound, a mean-stage has none"
         )
         echo(table)
-        if run.folder is not None:
-            run.folder.add_results("densities", table.to_json())
+        run.keep("densities", table.to_json())
 
 
 @dataclass
@@ -245,12 +257,14 @@ class Sample(OpensRun):
         import numpy as np
 
         from expost.files import atomic
-        from expost.report import colours, grid, save_picture
+        from expost.report import PICTURES, colours, grid, save_picture
 
         if self.out is None and self.grid is None:
             raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
+        check_file(self.out, ".npz")
+        check_file(self.grid, *PICTURES)
         run = load(self.folder, self.data, self.device, self)
-        points = len(run.dataset.shape) != 3
+        points = len(run.experiment.task.shape) != 3
         if points and self.grid is not None:
             raise ValueError(f"{self.folder} was trained on points, of which there is no picture: give --out samples.npz without --grid")
         spec = self.density or run.experiment.densities[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from expost.cli.options import Images, OpensRun
+from expost.cli.options import Images, OpensRun, check_report
 
 __all__ = ["Diagnose"]
 
@@ -59,10 +59,12 @@ class Diagnose(OpensRun):
         from expost.report.figures import chart_sections, strip_sections
 
         start = time.monotonic()
-        run = load(self.folder, self.data, self.device, self)
+        out = self.out or self.folder / "diagnosis"
+        if self.out is not None or self.folder.is_dir():
+            check_report(out)
+        run = load(self.folder, self.data, self.device, self, failed=True)  # a failed training is its first finding
         density = self.density or (run.experiment.densities[0] if run.experiment.densities else "gmm:10")
         report = diagnose_run(run, density, n=self.n, seed=self.seed, classes=self.classes)
-        out = self.out or self.folder / "diagnosis"
         tables = report.diagnosis.panel.tables()
         findings = report.diagnosis.findings
         verdict = (

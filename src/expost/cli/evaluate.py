@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import Count, Images, OpensRun, SomeImages
+from expost.cli.options import Count, Images, OpensRun, SomeImages, check_file
 from expost.cli.torchrun import Shared
 
 __all__ = ["Compare", "Evaluate"]
@@ -119,6 +119,7 @@ class Compare(Shared):
         from expost.files import write_json
         from expost.results import Table
 
+        check_file(self.out, ".json")
         found = compare(
             self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, channels=self.channels, key=self.key, n=self.n,
             memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(self.device) if self.device else None,

@@ -72,8 +72,7 @@ class Likelihood(OpensRun):
         suffix = ("" if spec == "prior" else f" {spec}") + (" dequantised" if self.dequantise else " binarised" if self.binarise else "")
 
         def keep(name: str, value: dict[str, object]) -> None:
-            if run.folder is not None:
-                run.folder.add_results(name + suffix, value)
+            run.keep(name + suffix, value)
 
         bound = importance_bound(model, x, samples=self.samples, seed=self.seed, dequantised=self.dequantise)
         print(bound.table(f"Likelihood: {title}"), flush=True)

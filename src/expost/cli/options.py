@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
 from expost.schema import Count, Meta
 
-__all__ = ["Count", "DataOptions", "Images", "OpensModel", "SomeImages", "OpensRun", "Positive", "as_options"]
+__all__ = [
+    "Count",
+    "DataOptions",
+    "Images",
+    "OpensModel",
+    "SomeImages",
+    "OpensRun",
+    "Positive",
+    "as_options",
+    "check_file",
+    "check_report",
+    "check_suffix",
+]
 
 #: Ranges of options, which :func:`expost.schema.check_fields` checks before a command runs.
 #: ``-n`` beside ``--n``: torchrun takes ``--n`` for an abbreviation of its own options, wherever it stands.
@@ -28,6 +41,29 @@ _KEYWORD = re.compile(r"(--[\w-]+ )?(?<![\w./'-])([a-z_]+(?:\.[a-z_]+)*)=(\.\.\.
 _CALLED = {"data_name": "data", "input_range": "range"}
 #: What ``--set`` takes, by the first part of its name.
 _SETTINGS = {"network", "latent", "objective", "training", "densities", "stage", "stage_width"}
+
+
+def check_report(folder: Path) -> None:
+    """Before the work: a report has a folder of its own."""
+    from expost.state import check_folder
+
+    check_folder(folder, "report.html", what="report")
+
+
+def check_file(path: Path | None, *suffixes: str) -> None:
+    """Before the work: a file that can be written, with a name that says what it is."""
+    from expost.files import check_output
+
+    if path is None:
+        return
+    check_output(path)
+    check_suffix(path, *suffixes)
+
+
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """A name says what a file is, or nothing."""
+    if path.suffix and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} would be {' or '.join(suffixes)} under another name: call it {path.with_suffix(suffixes[0])}")
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from expost.cli.options import DataOptions
+from expost.cli.options import DataOptions, check_report
 
 __all__ = ["Reproduce"]
 
@@ -51,10 +51,11 @@ class Reproduce(DataOptions):
             print(f"  ... {text}", file=sys.stderr, flush=True)
 
         data = self.data or target.data
-        lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say, loading=self.loading())
-        made = target.make(lab)
         name = f"{self.target.replace('/', '-')}-{Path(data).name}-{self.budget}-{self.seed}"
         out = self.out or Path("runs/reproduce") / name
+        check_report(out)
+        lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say, loading=self.loading())
+        made = target.make(lab)
         print("\n\n".join([*map(str, made.tables), *map(str, made.demonstrations)]), flush=True)
         sections = [Section(table.title or target.summary, tables=[table]) for table in made.tables]
         with keep(out):

@@ -73,7 +73,7 @@ class Sweep(DataOptions):
         from expost.recipes.batch import run_jobs
         from expost.recipes.jobs import expand, parse_axis
         from expost.recipes.overrides import parse
-        from expost.recipes.sweep_table import save, seed_table, sweep_table
+        from expost.recipes.sweep_table import check_measures, save, seed_table, sweep_table
 
         if self.device is not None and self.slurm is None:  # a cluster's nodes have other devices
             choose_device(self.device)
@@ -96,18 +96,21 @@ class Sweep(DataOptions):
         if self.dry_run:
             _show(jobs)
             return
+        check_measures(jobs, self.measure)
+        out = self.out or self.runs.parent / "sweeps" / _name(jobs)
+        if not out.name:
+            raise ValueError("the table's files need a name: give --out sweeps/name, say")
         outcomes = run_jobs(jobs, self._executor(), measures=self.measure, device=self.device, retry_diverged=self.retry_diverged, say=_say)
         table = sweep_table(outcomes, self.measure)
         print(table)
         over_seeds = seed_table(outcomes, self.measure)
         if over_seeds is not None:
             print(f"\n{over_seeds}\n")
-        out = self.out or self.runs.parent / "sweeps" / _name(jobs)
         with keep(out.parent):
             print(f"wrote {', '.join(map(str, save(out, outcomes, table)))}", flush=True)
         failed = [outcome for outcome in outcomes if outcome.status == "failed"]
         if any(outcome.status == "interrupted" for outcome in outcomes):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("")  # it can be continued
         if failed:
             log = failed[0].job.folder / "sweep.log"
             raise Failure(f"{len(failed)} of {len(jobs)} runs failed: the table's notes say why, and each run's log more, e.g. {log}")

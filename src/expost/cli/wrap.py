@@ -60,12 +60,14 @@ class Wrap(DataOptions):
         from expost.devices import choose_device
         from expost.recipes.wrapped import code_options, save_wrapped
         from expost.seeds import some
+        from expost.state import check_folder
 
         device = choose_device(self.device)
         kind = kind_of(self.source) if self.kind == "auto" else self.kind
         folder = self.out or Path("runs") / f"wrapped-{_name(self.source)}"
         if RunFolder.at(folder).recipe_file.is_file():
             raise ValueError(f"{folder} already holds a run: choose another --out")
+        check_folder(folder)
         options = self.loading()
         dataset = data.load(self.data, **options)
         wanted = shape_of(self.source, kind)

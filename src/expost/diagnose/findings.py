@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from expost import heads
-from expost.autoencoder import Autoencoder, evaluating
+from expost.autoencoder import Autoencoder, check_weights, evaluating
 from expost.density.base import Density
 from expost.diagnose.health import LEAST, Panel, panel
 from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
@@ -182,12 +182,7 @@ def diagnose(
     Raises:
         ValueError: fewer than 20 data on a side, NaN in the data or the weights, or data that do not fit the model.
     """
-    broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} of the model's weights hold NaN or infinity (first: {broken[0]}), so there is nothing to diagnose: its training diverged; "
-            "train again with a smaller learning rate, --set training.lr=..."
-        )
+    check_weights(model)
     numbers = panel(model, train, held_out, density=density, at=at, beta=beta, n=n, seed=seed, memory=memory, progress=progress)
     chosen = some(held_out, n, "diagnose", seed)
     notes: list[str] = []

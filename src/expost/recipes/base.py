@@ -19,7 +19,7 @@ from expost.autoencoder import Autoencoder
 from expost.data import Dataset
 from expost.density.spec import parse as parse_density
 from expost.heads import Gaussian, Head, identity
-from expost.identity import experiment_name, stable_repr
+from expost.identity import experiment_name, stable_repr, timeless
 from expost.memory import Bounded, machine
 from expost.objectives.base import Objective
 from expost.recipes import overrides
@@ -166,8 +166,8 @@ class Experiment(Checked):
 
     @property
     def text(self) -> str:
-        """Everything that determines a run of this experiment beside data and seed; time limits do not belong to it."""
-        return stable_repr(dataclasses.replace(self, training=dataclasses.replace(self.training, minutes=None)))
+        """Everything that determines a run of this experiment beside data and seed; time limits and intervals of writing do not belong to it."""
+        return timeless(stable_repr(self))
 
     def identity(self, data_hash: str, seed: int) -> str:
         """Eight hex digits that name this experiment's content."""

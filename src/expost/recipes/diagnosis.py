@@ -105,12 +105,12 @@ def diagnose_run(
 
 def _diverged(run: Run) -> Finding | None:
     """A training that stopped at a loss that was not finite: its weights are those before, if any are."""
-    stopped = str(run.folder.results().get("training", {}).get("stopped", "")) if run.folder is not None else ""
-    if "non-finite" not in stopped:
+    state = run.folder.state() if run.folder is not None else None
+    if state is None or state.name != "failed":
         return None
     rate = run.experiment.training.lr
     remedy = Remedy("a smaller learning rate", settings={"training.lr": float(f"{rate / 10:.2g}") if rate <= 0.1 else 1e-3})
-    return Finding("diverged training", "the training stopped because its loss was not finite", stopped, "any (a finite loss)", remedy)
+    return Finding("diverged training", "the training stopped because its loss was not finite", state.why, "any (a finite loss)", remedy)
 
 
 def commands(run: Run, finding: Finding, found: Diagnosis, density: str = "prior") -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expost.checkpoint import RunFolder
-from expost.files import read_meta
 from expost.history import History
 from expost.recipes import overrides
 from expost.recipes.base import BudgetName, find
@@ -171,14 +170,10 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 
 def ending(folder: Path) -> History | None:
-    """How the training of a finished run went, from the header of its weights; None if it is not finished or the file is not readable."""
+    """How the training of a run went that a sweep has done with: it is finished, failed, or has used its time; None if not, or if it is not readable."""
     run = RunFolder.at(folder)
-    if run.checkpoint_file.is_file() or not run.model_file.is_file():
-        return None
-    try:
-        return History.from_json(read_meta(run.model_file, "the weights of a run").get("history"))
-    except ValueError:
-        return None
+    state = run.state()
+    return run.history() if state.name in ("finished", "failed") or state.why == "time" else None
 
 
 def state(folder: Path) -> State:

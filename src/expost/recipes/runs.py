@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypedDict
 from torch import Tensor
 
 from expost import data
-from expost.autoencoder import Autoencoder
+from expost.autoencoder import Autoencoder, check_weights
 from expost.checkpoint import Description, RunFolder, load_weights, versions
 from expost.density.base import Codes, Density
 from expost.devices import choose_device
@@ -27,6 +28,7 @@ from expost.evaluate.quirks import Quirks
 from expost.files import keep as keep_for_later
 from expost.files import load_tensors, save_tensors
 from expost.history import History
+from expost.identity import experiment_name, timeless
 from expost.locks import training, writing
 from expost.mean_stage import MeanStage
 from expost.processes import Processes, apart, join
@@ -35,21 +37,35 @@ from expost.recipes.origin import describe, load_again
 from expost.recipes.wrapped import code_options, rebuild_wrapped
 from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
+from expost.state import FailedRun, State, check_folder, leaving_nothing, made
 from expost.train import Watch, fit
 
 __all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "train_run"]
 
+#: How the names of settings end that a resumed run may have otherwise.
+TIMES = (".minutes", ".checkpoint_every")
+#: Files that a folder may hold before its run begins: of a start that was killed, and of a sweep.
+OWN = ("recipe.json", "state.json", "sweep.log", "training.lock")
+
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe on a data set: the experiment, the data and the model, with its folder if it has one."""
+    """A recipe on a data set: the experiment, the data and the model, with its folder if it has one.
+
+    Attributes:
+        source: the data, or what loads them: they are loaded when they are first needed, so a run whose data are away can do all that needs none.
+    """
 
     experiment: Experiment
-    dataset: data.Dataset
+    source: data.Dataset | Callable[[], data.Dataset] = field(repr=False)
     model: Autoencoder
     seed: int
     folder: RunFolder | None = None
     history: History | None = None
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        return self.source() if callable(self.source) else self.source
 
     @property
     def recipe(self) -> Recipe:
@@ -88,6 +104,11 @@ class Run:
                 save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
         return fresh.eval()
 
+    def keep(self, key: str, value: dict[str, Any]) -> None:
+        """Keep what was measured in the folder, if there is one, see :meth:`expost.checkpoint.RunFolder.keep`; by the main process."""
+        if self.folder is not None and Processes().main:
+            self.folder.keep(key, value)
+
     def _weights_name(self) -> str:
         return _weights_name(self.model)
 
@@ -120,11 +141,11 @@ class Run:
             self.model, splits.val.x, splits.test.x, extractor, fitted, train=splits.train.x, n=n, seed=seed, notes=notes,
             groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
         )  # fmt: skip
-        if self.folder is not None and (quirks is None or not quirks.active) and Processes().main:
+        if self.folder is not None and (quirks is None or not quirks.active):
             key = f"{keep}{scores.label}" if keep else f"{scores.label}, n = {scores.n}, seed {scores.seed}"
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # earlier ones that are damaged are not joined
                 scores = scores.joined(self.folder.results().get(key))
-            self.folder.add_results(key, scores.to_json())
+            self.keep(key, scores.to_json())
         return scores
 
 
@@ -245,8 +266,15 @@ def train_run(
             finished = False
             with processes.together():
                 if processes.main:
+                    _check_place(folder)
+                    stack.enter_context(made(folder.path))
                     stack.enter_context(training(folder.path))
-                    finished = _begin(folder, description, resume)
+                    finished = _same_run(folder, description, resume)
+                    if not finished:
+                        stack.enter_context(leaving_nothing(folder.path, lambda: folder.state().begun))
+                        folder.write_recipe(description)
+                        if not folder.state().begun:
+                            folder.write_state(State("planned"))
             if processes.noticed(finished):
                 return load_run(folder.path, device=device, dataset=dataset)
         model, objective = experiment.build(seed)
@@ -265,20 +293,11 @@ def train_run(
             trackers=trackers,
             watch=watch,
         )
+        if history.untrained:
+            raise ValueError(history.stopped)
         if folder is not None and processes.main:
             folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})
         return Run(experiment, dataset, model, seed, folder, history)
-
-
-def _begin(folder: RunFolder, description: Description, resume: bool) -> bool:
-    """Write the run's description into its folder; true if that holds the run already, trained to its end."""
-    if folder.recipe_file.is_file():
-        _same_run(folder, description, resume)
-        if resume and folder.model_file.is_file() and not folder.checkpoint_file.is_file():
-            return True
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_recipe(description)
-    return False
 
 
 def prepare_prior(model: Autoencoder, dataset: data.Dataset) -> None:
@@ -289,15 +308,57 @@ def prepare_prior(model: Autoencoder, dataset: data.Dataset) -> None:
         model.prior.from_data(dataset.train.x)
 
 
-def _same_run(folder: RunFolder, description: Description, resume: bool) -> None:
-    old = folder.read_recipe()
+def _check_place(folder: RunFolder) -> None:
+    """``ValueError`` if the folder is no place for a run, before so much as a lock is put into it."""
+    if not folder.state().begun:
+        check_folder(folder.path, *OWN)
+
+
+def _same_run(folder: RunFolder, description: Description, resume: bool) -> bool:
+    """Whether the folder holds this very run, trained to its end; ``ValueError`` if it holds something that must not be lost.
+
+    A run of which not one step succeeded is not lost: it may be replaced by any other.
+    """
+    state = folder.state()
+    if not state.begun and not (resume and folder.recipe_file.is_file()):
+        return False
+    if not folder.recipe_file.is_file():
+        raise ValueError(f"{folder.path} holds a training without a recipe, by expost.fit(out=...): choose another --out")
+    old, at = folder.read_recipe(), f" ({state.at})" if state.at else ""
     if not resume:
-        state = "a finished" if folder.model_file.is_file() else "an unfinished"
-        raise ValueError(f"{folder.path} already holds {state} run of {old['recipe']}: choose another --out, or continue it with --resume")
-    if old.get("identity") != description["identity"]:
+        held = {"finished": "a finished", "failed": "a failed"}.get(state.name, "an unfinished")
+        way = "continue it with --resume, or choose another --out" if held == "an unfinished" else "choose another --out"
+        raise ValueError(f"{folder.path} already holds {held} run of {old['recipe']}{at}: {way}")
+    before = {old["identity"], experiment_name(timeless(old.get("experiment", "")), old["data"]["hash"], old["seed"])}
+    if description["identity"] not in before:
         raise ValueError(
-            f"{folder.path} holds a run of {old['recipe']} with other settings, data or seed: repeat the original ones to resume, or choose another --out"
+            f"{folder.path} holds a run of {old['recipe']} with {_difference(old, description)}: repeat the original settings, data and seed "
+            "to resume, or choose another --out"
         )
+    if state.name == "failed":
+        raise FailedRun(f"{folder.path} has failed, and would fail again: {state.why}; train it with other settings into another --out")
+    if state.name == "stopped" and folder.weights_file == folder.model_file and folder.model_file.is_file():
+        raise ValueError(
+            f"{folder.path} was stopped by its time limit and has no checkpoint to go on from: train it anew into another --out"
+        )
+    return state.name == "finished"
+
+
+def _difference(old: Description, new: Description) -> str:
+    """What distinguishes two runs, in words."""
+    if old["recipe"] != new["recipe"]:
+        return "another recipe"
+    if old["data"]["hash"] != new["data"]["hash"]:
+        return f"other data ({old['data']['name']})"
+    if old["seed"] != new["seed"]:
+        return f"another seed ({old['seed']})"
+    if old["budget"] != new["budget"]:
+        return f"another budget ({old['budget']})"
+    before, now = json.loads(json.dumps([old["settings"], new["settings"]]))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and not name.endswith(TIMES))
+    if not names:
+        return "other defaults (another version of expost)"
+    return "other settings (" + ", ".join(f"{name}: {before.get(name, 'default')}, now {now.get(name, 'default')}" for name in names) + ")"
 
 
 def load_run(
@@ -308,15 +369,20 @@ def load_run(
     dataset: data.Dataset | None = None,
     code: str | Sequence[str] = (),
     loading: Mapping[str, Any] | None = None,
+    failed: bool = False,
 ) -> Run:
-    """A finished run from its folder.
+    """A trained run from its folder; its data are loaded when they are first needed.
+
+    One that is not finished has its weights so far, and costs an :class:`~expost.state.Unfinished` warning.
 
     Args:
         data_name: where the data is now, if it has moved.
         code: the ``package.module:function`` of a wrapped model, allowed to be run if it is what the folder names; nothing else is.
         loading: options of :func:`expost.data.load` in place of those that the run was trained with.
+        failed: load the last good weights of a run whose loss was not finite, which is refused otherwise.
     """
     folder = RunFolder.existing(path)
+    folder.check_usable(failed=failed)
     saved = folder.read_recipe()
 
     def checked(found: data.Dataset) -> data.Dataset:
@@ -328,10 +394,9 @@ def load_run(
 
     if dataset is not None:
         checked(dataset)
-    experiment, model = _rebuild(folder, saved, device, code)  # before data are read and padded to a shape that only the file knows
-    if dataset is None:
-        dataset = checked(load_again(saved["data"], path, data_name=data_name, loading=loading))
-    return Run(experiment, dataset, model, saved["seed"], folder)
+    experiment, model = _rebuild(folder, saved, device, code)
+    source = dataset or (lambda: checked(load_again(saved["data"], path, data_name=data_name, loading=loading)))
+    return Run(experiment, source, model, saved["seed"], folder)
 
 
 def fitted_at(spec: str) -> Literal["sample", "mean"]:
@@ -352,6 +417,7 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
         code: as for :func:`load_run`.
     """
     folder = RunFolder.existing(path)
+    folder.check_usable()
     saved = folder.read_recipe()
     experiment, model = _rebuild(folder, saved, device, code)
     if density == "prior":
@@ -380,4 +446,5 @@ def _rebuild(folder: RunFolder, saved: Description, device: str | None, code: st
         except ValueError as error:
             raise ValueError(f"{folder.recipe_file}: {error}") from None
     folder.load_model(model)
+    check_weights(model)
     return experiment, model.to(choose_device(device)).eval()

@@ -10,17 +10,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from expost.autoencoder import evaluating
 from expost.checkpoint import RunFolder
 from expost.files import write_json, write_text
 from expost.recipes.base import Task, find
 from expost.recipes.jobs import Job, ending
+from expost.recipes.runs import plan
 from expost.results import Table
+from expost.seeds import seeded, some
 
 if TYPE_CHECKING:
     from expost.recipes.batch import Outcome
 
-__all__ = ["PARAMETERS", "figures", "save", "seed_table", "sweep_table", "varying"]
+__all__ = ["PARAMETERS", "check_measures", "figures", "save", "seed_table", "sweep_table", "varying"]
 
+#: Numbers of results.json that every training leaves.
+TRAINING = ("training.seconds", "training.images")
 #: The columns of the numbers of trained parameters.
 PARAMETERS = ("encoder parameters", "decoder parameters")
 
@@ -50,6 +57,30 @@ def figures(job: Job, measures: Sequence[str] = ("total",)) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = float(value)
     return {**found, **_parameters(job)}
+
+
+def check_measures(jobs: Sequence[Job], measures: Sequence[str]) -> None:
+    """``ValueError`` before anything is trained, if a measure is neither a loss of the jobs' recipes nor known of a run that is there already."""
+    there = {name for job in jobs for name in figures(job, measures)}
+    unknown = [name for name in measures if name not in there and name not in TRAINING]
+    if not unknown:
+        return
+    losses = {name: None for job in {(job.recipe, job.data): job for job in jobs}.values() for name in _losses(job)}
+    for name in unknown:
+        if name not in losses:
+            raise ValueError(
+                f'no run will have a measure "{name}": there are {", ".join([*losses, *TRAINING])}, and of runs that are there already the numbers in '
+                "their results.json, by path, e.g. likelihood.value"
+            )
+
+
+def _losses(job: Job) -> list[str]:
+    """Names of the losses of a job's validation, from a few data and untrained networks."""
+    experiment, dataset = plan(job.recipe, data_name=job.data, budget="smoke", loading=job.loading)
+    model, objective = experiment.build(0)
+    with evaluating(model), torch.enable_grad(), seeded("measures"):
+        loss = objective.at(0)(model, model.stored(some(dataset.val.x, 4, "measures")))
+    return ["total", *loss.parts]
 
 
 def _within(value: Any, path: str) -> Any:

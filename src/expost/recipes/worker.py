@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from expost.checkpoint import RunFolder
 from expost.files import write_json
 from expost.recipes.jobs import Job, state
 from expost.recipes.lab import run_path
@@ -64,7 +65,7 @@ def train(job: Job, *, device: str | None = None, again: bool = False) -> str:
     if run_path(job.folder.parent, experiment, dataset, job.budget, job.seed) != job.folder:
         raise ValueError(f"{job.data} or the code of {job.recipe} has changed since {job.name} was planned: start the sweep again")
     if again and state(job.folder) == "diverged":
-        (job.folder / "model.safetensors").unlink()
+        RunFolder.at(job.folder).forget()
     run = train_run(
         experiment,
         dataset,

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from expost.files import atomic
+from expost.tensors import check_finite
 
-__all__ = ["attempt", "colours", "grid", "panels", "save_panels", "save_picture"]
+__all__ = ["PICTURES", "attempt", "colours", "grid", "panels", "save_panels", "save_picture"]
+
+
+#: Suffix -> format of the pictures that are written.
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
 def colours(channels: int) -> str:
@@ -41,6 +46,7 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"a grid needs images of shape (n, C, H, W), not {tuple(images.shape)}")
     if images.dtype != torch.uint8:
+        check_finite(images, "images of a picture")
         images = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
     n, channels, height, width = images.shape
     if channels != 1:
@@ -57,15 +63,14 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 1, scale: int = 
 
 
 def save_picture(path: str | Path, picture: Tensor) -> None:
-    """Write a (3, H, W) uint8 picture in the format of the path's suffix: .png, .jpg, .webp ..."""
+    """Write a (3, H, W) uint8 picture in the format of the path's suffix, see :data:`PICTURES`."""
     from PIL import Image
 
     suffix = Path(path).suffix.lower()
-    kind = Image.registered_extensions().get(suffix)
-    if kind not in Image.SAVE or kind in ("PDF", "HDF5"):
-        raise ValueError(f"{path}: pictures are written as .png, .jpg or .webp, not {suffix or 'without a suffix'}: change the name")
+    if suffix not in PICTURES:
+        raise ValueError(f"{path}: pictures are written as {', '.join(PICTURES)}, not {suffix or 'without a suffix'}: change the name")
     with atomic(path) as temporary:
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary, format=kind)
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(temporary, format=PICTURES[suffix])
 
 
 def panels(rows: Mapping[str, Tensor], columns: int = 16, title: str = "", captions: Mapping[str, Sequence[str]] | None = None) -> Any:
