@@ -95,6 +95,20 @@ def test_every_extractor_keeps_the_contract(classifier: TrainedClassifier, digit
             extractor.name = "other"
 
 
+def test_equal_images_have_equal_features_wherever_they_stand(classifier: TrainedClassifier, digits: tuple[Split, Split]) -> None:
+    """By which sets that share images are recognised: also the last one to three images of a set, which make a small batch."""
+    x = digits[0][0][:60]
+    for judge in (classifier, RandomNetwork((1, 8, 8), dim=16), Pixels((1, 8, 8))):
+        whole, order = extract(judge, x), torch.randperm(60, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(extract(judge, x[order]), whole[order])
+        for size in (1, 3, 7, 59):
+            assert torch.equal(extract(judge, x, batch_size=size), whole), (judge.name, size)
+        broken = x.float() / 255
+        broken[59, 0, 0, 0] = torch.nan
+        with pytest.raises(ValueError, match="59"):
+            extract(judge, broken, batch_size=59)
+
+
 def test_hashes_name_what_determines_the_features(classifier: TrainedClassifier) -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))

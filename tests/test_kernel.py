@@ -30,6 +30,19 @@ def test_a_number_equals_the_sum_in_double_precision(bandwidth: float) -> None:
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_codes_many_bandwidths_apart() -> None:
+    """Products in float64 lose the distance to the nearest kernel at 1e8 bandwidths; that the bandwidth is out of proportion is said."""
+    z = 1e9 * torch.randn(200, 3)
+    density = KDE(3, 0.5, points=200).fit(z)
+    own = -math.log(200) - 3 * math.log(0.5) - 1.5 * math.log(2 * math.pi)
+    codes = z.clone().requires_grad_()
+    found = density().log_prob(codes)
+    torch.testing.assert_close(found, torch.full((200,), own), rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(found.sum(), codes)[0].isfinite().all()
+    assert density.report is not None
+    assert "times the codes' standard deviation: choose another bandwidth, or scott or cv" in density.report.note
+
+
 def test_a_number_equals_scikit_learn() -> None:
     from sklearn.neighbors import KernelDensity
 

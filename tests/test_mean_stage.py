@@ -9,6 +9,7 @@ from expost.density import NotFittedError
 from expost.distributions import point
 from expost.mean_stage import PAPER, MeanStage
 from expost.schedules import Plateau
+from expost.stage import SecondStage
 from expost.training import Training
 from toys import bits, model, same, vectors
 
@@ -30,6 +31,25 @@ def test_samples_have_the_moments_of_the_codes(fitted: MeanStage) -> None:
     scale = target.std(0)
     assert ((z.mean(0) - target.mean(0)).abs() / scale < 0.15).all()
     assert ((z.std(0) / scale - 1).abs() < 0.2).all()  # whatever the units of each dimension
+
+
+@pytest.mark.parametrize("size", [1e-26, 1.0, 1e26])
+def test_codes_of_any_scale_and_type(size: float) -> None:
+    quick = Training(steps=60, batch_size=128, lr=3e-3)
+    z = codes().double() * size
+    z[0] = 1e6 * size  # a broken one
+    z = torch.cat([z, torch.full((len(z), 1), size)], 1)
+    sample = MeanStage(4, 0.02, 16, quick).fit(z)().sample((500,))
+    assert sample.isfinite().all()
+    assert ((sample.double().std(0)[:3] / codes().double().std(0) / size - 0.55).abs() < 0.5).all()
+    assert float(sample[:, 3].double().std()) < 1e-5 * size
+
+
+@pytest.mark.parametrize("z", [codes() * 1e-30, codes() * 1e30, codes() + 1e6, torch.zeros(50, 3)], ids=["tiny", "huge", "far", "zero"])
+def test_the_other_second_stage_says_what_scale_it_takes(z: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"codes as they are.* bring them to about 1 and 0 first, or fit a gaussian, gmm or flow"):
+        SecondStage.mlp(3, 8, Training(steps=2, batch_size=32)).fit(z)
+    assert SecondStage.mlp(3, 8, Training(steps=2, batch_size=32)).fit(codes().double())().sample((5,)).isfinite().all()
 
 
 def test_it_has_no_density_and_says_so(fitted: MeanStage) -> None:
