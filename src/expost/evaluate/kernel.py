@@ -136,11 +136,12 @@ def _sums(x: Tensor, y: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
     other = x if y is None else y
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     columns = rows if y is None else torch.zeros(len(other), dtype=torch.float64, device=x.device)
+    unused = torch.zeros((), dtype=x.dtype, device=x.device)
     for i in range(0, len(x), tile):
         a = x[i : i + tile]
         for j in range(i if y is None else 0, len(other), tile):
             b = other[j : j + tile]
-            t = torch.mm(a, b.T).mul_(1 / x.shape[1])
+            t = torch.addmm(unused, a, b.T, beta=0, alpha=1 / x.shape[1])
             k = torch.add(t, 3).mul_(t).add_(3).mul_(t)
             if y is None and i == j:
                 k.fill_diagonal_(0)
