@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,8 @@ def test_sets_that_share_or_repeat_images_are_noticed(reference: Reference, gene
     assert "KID = - (n = 400)" in str(alone)
     assert any(text.startswith(note) for text in alone.notes)
     assert math.isnan(Result.from_json(alone.to_json()).value)
+    untrained = dataclasses.replace(reference, train=None)
+    assert set(measure(x, untrained, name="kin", groups=("kid", "memorisation"))) == {"KID"}
 
 
 def test_a_repeated_reference_and_a_repeated_image_of_a_large_set(tmp_path: Path) -> None:

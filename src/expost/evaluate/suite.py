@@ -199,14 +199,11 @@ def measure(
                 missing.append(f"no {group}: {error}")
         else:
             missing.append(f"no {group}: it asks how near samples are to training images, and there are none to compare with")
-    if not found and missing:
+    if not found:  # what kinship forbids stands there without a value, so that the reason does
+        forbidden = {"kid": ("KID",) * kin.dependent, "fld": ("FLD", "FLD gap") * (kin.seen and train is not None)}
+        found = {metric: Result(metric, math.nan, n=len(generated)) for group in chosen for metric in forbidden.get(group, ())}
+    if not found:
         raise ValueError(missing[0].partition(": ")[2])
-    if not found:  # all that was asked for is left out: it stands there without a value, so that the reason does
-        found = {
-            metric: Result(metric, math.nan, n=len(generated))
-            for group in chosen
-            for metric in {"kid": ("KID",), "fld": ("FLD", "FLD gap")}[group]
-        }
     for carrier, notes in ((next(iter(found)), (*kin.notes, *missing)), (next((m for m in found if m in COPYING), ""), kin.train_notes)):
         if carrier:
             found[carrier] = dataclasses.replace(found[carrier], notes=found[carrier].notes + tuple(notes))
