@@ -31,6 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/resume_kills.py
 	$(BIN)/python benchmarks/hostile_files.py
 	$(BIN)/python benchmarks/optimal_decoder.py
+	$(BIN)/python benchmarks/dimension.py
 	$(BIN)/python benchmarks/metrics.py $(if $(PRD_REFERENCE),--prd-reference $(PRD_REFERENCE))
 	$(BIN)/python benchmarks/likelihood.py --data $(or $(MNIST),mnist)
 

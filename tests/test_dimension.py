@@ -61,10 +61,17 @@ def test_the_error_is_that_of_repetitions() -> None:
     assert mean == pytest.approx(spread, rel=0.4)
 
 
-def test_distances_are_exact_in_any_memory() -> None:
-    x = torch.cat([plane(4, 60), plane(4, 60)[:5]])  # five copies
+def wide(n: int = 60) -> Tensor:
+    """Images of 12288 stored values: differences that float32 products cannot tell apart."""
+    x = torch.rand(n, 12288, generator=generator())
+    return 0.5 + 1e-3 * (x > 0.5) * x
+
+
+@pytest.mark.parametrize("shape", [lambda n: plane(4, n), wide])
+def test_distances_are_exact_in_any_memory(shape) -> None:
+    x = torch.cat([shape(60), shape(60)[:5]])  # five copies
     truth = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf).sort(1).values[:, :6]
-    for memory in (256 << 20, 60_000):
+    for memory in (256 << 20, 16 * 1000 * x.shape[1]):
         found = nearest_distances(x, 6, memory=memory)
         torch.testing.assert_close(found, truth, rtol=1e-10, atol=0)
         assert bool((found[:5, 0] == 0).all())
@@ -75,8 +82,28 @@ def test_distances_are_exact_in_any_memory() -> None:
     torch.testing.assert_close(nearest_distances(x[order], 6), truth[order], rtol=1e-10, atol=0)
     with pytest.raises(ValueError, match="choose 1 <= k < 65"):
         nearest_distances(x, 65)
-    with pytest.raises(ValueError, match="allow more"):
+    with pytest.raises(ValueError, match="allow at least"):
         nearest_distances(x, 2, memory=100)
+
+
+def test_no_tile_is_made_anew() -> None:
+    """Work goes through buffers: what is allocated in all is little more than the points and a small part of their distances."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal made
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and not (func.is_view or func._schema.is_mutable):
+                made += out.numel() * out.element_size()
+            return out
+
+    x = torch.rand(400, 2000, generator=generator())
+    with Watch():
+        nearest_distances(x, 20, memory=16 << 20)
+    assert made < 12 * 8 * x.numel()
 
 
 def test_memory_is_bounded() -> None:

@@ -20,7 +20,7 @@ from expost.evaluate.memorisation import (
     nearest_neighbour_ratio,
 )
 from expost.evaluate.neighbours import RealNeighbours
-from expost.evaluate.search import Neighbours, nearest
+from expost.search import Neighbours, nearest
 
 D = 8
 

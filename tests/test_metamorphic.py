@@ -16,7 +16,7 @@ from expost.evaluate.kernel import kernel_distance
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.precision_recall import prd
-from expost.evaluate.search import nearest
+from expost.search import nearest
 from expost.seeds import generator
 
 Sets = tuple[Tensor, Tensor, Tensor]

@@ -22,6 +22,7 @@ __all__ = [
     "batches",
     "check_finite",
     "check_levels",
+    "feature_matrix",
     "fold",
     "full_precision",
     "in_range",
@@ -187,6 +188,21 @@ def shifted(x: Tensor, e: int) -> Tensor:
         step = max(-1000, min(1000, e))
         x, e = x * 2.0**step, e - step
     return x
+
+
+def feature_matrix(features: Tensor, dim: int | None = None, what: str = "features") -> Tensor:
+    """``features`` without their graph, if they are a finite floating matrix (n, d); otherwise ``ValueError``."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{what} must be a tensor (n, d), not {type(features).__name__}: convert them with torch.as_tensor(...)")
+    if features.dim() != 2 or features.shape[1] == 0 or not features.is_floating_point():
+        raise ValueError(
+            f"{what} must be a floating-point matrix (n, d), not {features.dtype} of shape {tuple(features.shape)}: pass one row per image"
+        )
+    if dim is not None and features.shape[1] != dim:
+        raise ValueError(f"features of {features.shape[1]} dimensions cannot join statistics of {dim}: use one extractor for both")
+    if not bool(torch.isfinite(features.sum(dtype=torch.float64))):  # one pass of sums; which row it is, only when there is one
+        check_finite(features, what)
+    return features.detach()
 
 
 @contextmanager

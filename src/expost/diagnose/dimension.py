@@ -27,16 +27,14 @@ import torch
 from torch import Tensor
 
 from expost.results import Result
+from expost.search import MEMORY, nearest
 from expost.seeds import generator, permutation, some
 from expost.tensors import check_finite, unit
 
 __all__ = ["MEMORY", "Neighbourhoods", "levina_bickel", "nearest_distances", "neighbourhoods", "two_nn"]
 
-MEMORY = 256 << 20
 #: Rows used unless asked otherwise, and resamplings for the error.
 ROWS, RESAMPLINGS = 5000, 200
-#: Candidates kept beyond k, which rounding of the products might put in the wrong order.
-SPARE = 4
 #: Change from half of the points to all of them, in parts of the estimate, above which a note is made.
 CHANGE = 0.1
 #: Dimension above which edges of a cube lower the estimate from 5000 points by more than a tenth.
@@ -46,8 +44,7 @@ HIGH = 8
 def nearest_distances(x: Tensor, k: int, *, memory: int = MEMORY) -> Tensor:
     """Distances of every row to its k nearest other rows, ascending: (n, k) float64 on the device of ``x``.
 
-    |a - b|² = |a|² - 2ab + |b|² in float64 around the mean chooses k + 4 candidates, whose distances are computed again from differences, so that
-    copies are at exactly 0. Blocks and the order of rows change results by rounding only (1e-12 of the distance).
+    Those of float64 arithmetic, copies at exactly 0, as told in :mod:`expost.search`.
 
     Args:
         x: (n, d) floating, n > k.
@@ -56,32 +53,9 @@ def nearest_distances(x: Tensor, k: int, *, memory: int = MEMORY) -> Tensor:
     >>> nearest_distances(torch.tensor([[0.0], [1.0], [3.0]]), 1).T
     tensor([[1., 1., 2.]], dtype=torch.float64)
     """
-    n, d = x.shape
-    if not 1 <= k < n:
-        raise ValueError(f"{k} nearest neighbours cannot be found among {n - 1} other points: choose 1 <= k < {n}")
-    keep, per_row = min(k + SPARE, n - 1), 24
-    rows = memory // 2 // (per_row * (d + (k + SPARE) * d))
-    columns = min(n, max(keep, memory // 4 // (8 * d)))
-    rows = min(n, rows, memory // 4 // (per_row * (columns + keep)))
-    if rows < 1:
-        raise ValueError(f"memory = {memory} bytes cannot hold one row of distances between {n} points of {d} dimensions: allow more")
-    centre = sum((part.double().sum(0) for part in x.split(rows)), torch.zeros(d, dtype=torch.float64, device=x.device)) / n
-    out = torch.empty(n, k, dtype=torch.float64, device=x.device)
-    for i in range(0, n, rows):
-        a = x[i : i + rows].double() - centre
-        best = torch.full((len(a), 0), math.inf, dtype=torch.float64, device=x.device)
-        named = torch.empty(len(a), 0, dtype=torch.int64, device=x.device)
-        for j in range(0, n, columns):
-            b = x[j : j + columns].double() - centre
-            squares = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)  # without |a|², which changes no order
-            own = torch.arange(max(i, j), max(i, j, min(i + len(a), j + len(b))), device=x.device)
-            squares[own - i, own - j] = math.inf
-            values, index = squares.topk(min(keep, len(b)), 1, largest=False)
-            best, order = torch.cat([best, values], 1).topk(min(keep, best.shape[1] + values.shape[1]), 1, largest=False)
-            named = torch.cat([named, index + j], 1).gather(1, order)
-        exact = (x[i : i + rows].double()[:, None] - x[named].double()).square_().sum(2).sqrt_()
-        out[i : i + rows] = exact.sort(1).values[:, :k]
-    return out
+    if not 1 <= k < len(x):
+        raise ValueError(f"{k} nearest neighbours cannot be found among {len(x) - 1} other points: choose 1 <= k < {len(x)}")
+    return nearest(x, x, k, same=True, memory=memory).distances
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,9 +34,9 @@ from expost.evaluate.clusters import lloyd
 from expost.evaluate.frechet import FeatureStats
 from expost.evaluate.matrix import feature_matrix
 from expost.evaluate.neighbours import RealNeighbours
-from expost.evaluate.search import MEMORY, Neighbours, nearest
 from expost.hashes import distinct, row_keys
 from expost.results import Result, Table
+from expost.search import MEMORY, Neighbours, nearest
 from expost.seeds import permutation
 from expost.tensors import in_range, shifted
 

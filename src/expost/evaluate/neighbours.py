@@ -14,7 +14,7 @@ The tests are those of the papers, but that a ball always holds copies of its ce
 density and coverage of a perfect set would be 0. Package ``prdc`` uses < for all four, which differs where distances tie with radii only: on
 continuous data never, on points repeated more than k times all its scores are 0 even for identical sets. How many balls have radius 0 is said.
 
-How distances are computed and decided is told in :mod:`expost.evaluate.search`.
+How distances are computed and decided is told in :mod:`expost.search`.
 
 What is not promised: that a score means something at small n, or between features of different extractors.
 """
@@ -28,8 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from expost.evaluate.search import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
 from expost.results import Result
+from expost.search import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
 from expost.tensors import full_precision, in_range, shifted
 
 __all__ = ["NeighbourPanel", "RealNeighbours", "neighbour_panel"]

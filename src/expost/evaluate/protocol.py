@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expost import search
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
 from expost.evaluate.controls import CONTROLS, blind, control_sets, scored
@@ -54,7 +55,7 @@ DEFAULT: tuple[str, ...] = ("fd", "prd")
 #: Where the metrics are computed.
 MODULES = (
     "clusters", "controls", "feature_mixture", "features", "frechet", "interpolate", "kernel", "matrix", "memorisation", "neighbours",
-    "precision_recall", "search", "sets", "suite",
+    "precision_recall", "sets", "suite",
 )  # fmt: skip
 
 
@@ -297,7 +298,7 @@ def _controls(
 @remembered
 def metrics_code() -> str:
     """Names the code of all metrics: cached scores and controls never outlive a change of it."""
-    return code_hash(import_module("expost.seeds"), *(import_module(f"expost.evaluate.{name}") for name in MODULES))
+    return code_hash(import_module("expost.seeds"), search, *(import_module(f"expost.evaluate.{name}") for name in MODULES))
 
 
 def _cell(result: Result | None) -> float | None:

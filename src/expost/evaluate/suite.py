@@ -44,11 +44,11 @@ from expost.evaluate.matrix import REPEATS, dependence, feature_pair, overlap
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.precision_recall import prd
-from expost.evaluate.search import MEMORY, nearest
 from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, row_keys
 from expost.identity import code_hash
 from expost.results import Result
+from expost.search import MEMORY, nearest
 
 __all__ = ["COPYING", "GROUPS", "QUALITY", "Reference", "check_groups", "measure", "placed"]
 
@@ -130,7 +130,7 @@ class Reference:
     @cached_property
     def neighbours(self) -> RealNeighbours:
         """Distances among real images: from the cache, or computed now and kept."""
-        code = code_hash(*(import_module(f"expost.evaluate.{name}") for name in ("matrix", "search", "neighbours")))
+        code = code_hash(*(import_module(f"expost.{name}") for name in ("evaluate.matrix", "search", "evaluate.neighbours")))
         name = hashlib.sha256(f"{self.key} {code}".encode()).hexdigest()[:16]
         path = cache_folder("neighbours", root=self.cache) / file_name(self.extractor.replace("@", "-"), name)
         facts = {"real": self.key, "code": code}

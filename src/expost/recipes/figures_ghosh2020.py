@@ -15,7 +15,6 @@ from expost.autoencoder import Autoencoder
 from expost.evaluate.features import Pixels, extract
 from expost.evaluate.interpolate import pairs, slerp
 from expost.evaluate.memorisation import copy_distance
-from expost.evaluate.search import nearest
 from expost.mean_stage import MeanStage
 from expost.recipes.ghosh2020 import stage_spec
 from expost.recipes.lab import Lab
@@ -24,6 +23,7 @@ from expost.recipes.strips import SHOWN, Strips
 from expost.recipes.sweeps import WATCHED, during_training, kl_weights
 from expost.recipes.table_ghosh2020 import MODELS, SINGLE, normal_of
 from expost.results import Curve, Series, Table
+from expost.search import nearest
 from expost.seeds import some
 from expost.tensors import unit
 from expost.tutorial import Demonstration
