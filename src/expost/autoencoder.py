@@ -19,6 +19,7 @@ from expost.conditional import Conditional
 from expost.density.base import Codes, Density
 from expost.distributions import Marginal, point
 from expost.memory import check_room
+from expost.progress import Bar
 from expost.seeds import seeded
 from expost.tensors import as_data, batches, check_levels, unit
 
@@ -141,8 +142,8 @@ class Autoencoder(Density):
 
     def posteriors(self, x: Tensor, *, batch_size: int = 500) -> Distribution:
         """q(z | x_i) for a whole data set as one distribution of batch shape (n,): what a second stage draws its codes from."""
-        with evaluating(self):
-            parts = [self.encode(self.stored(b)) for b in self._batches(x, batch_size)]
+        with evaluating(self), _bar(x, "encoding") as bar:
+            parts = [self.encode(self.stored(b)) for b in bar.over(self._batches(x, batch_size), len)]
         return _concatenate(parts)
 
     def latents(self, x: Tensor, *, at: Literal["mean", "sample"], batch_size: int = 500, seed: int = 0) -> Tensor:
@@ -154,8 +155,8 @@ class Autoencoder(Density):
         """
         if at not in ("mean", "sample"):
             raise ValueError(f'at must be "mean" or "sample", not {at!r}')
-        with evaluating(self), seeded("latents", seed):
-            parts = [self.encode(self.stored(b)) for b in self._batches(x, batch_size)]
+        with evaluating(self), seeded("latents", seed), _bar(x, "encoding") as bar:
+            parts = [self.encode(self.stored(b)) for b in bar.over(self._batches(x, batch_size), len)]
             if at == "mean":
                 return torch.cat([q.mean for q in parts])
             try:
@@ -171,10 +172,7 @@ class Autoencoder(Density):
             prior = self.latent()
             check_room(4.0 * n * prior.event_shape.numel(), f"codes of {n} samples")
             z = prior.sample((n,))
-            made = (point(self.decode(b)) for b in batches(z, batch_size))
-            first = next(made)
-            check_room(8.0 * n * first[0].numel(), f"{n} samples")  # as parts and joined
-            x = torch.cat([first, *made])
+            x = self.decode_points(z, batch_size=batch_size)
         bad = ~torch.isfinite(x.flatten(1)).all(1)
         if bad.any():
             check_weights(self.decoder)
@@ -186,13 +184,20 @@ class Autoencoder(Density):
 
     def decode_points(self, z: Tensor, *, batch_size: int = 500) -> Tensor:
         """point(p(x | z)) for many codes (n, d): (n, *event)."""
-        with evaluating(self):
-            return torch.cat([point(self.decode(b)) for b in batches(z.to(self.device), batch_size)])
+        with evaluating(self), _bar(z, "decoding") as bar:
+            made = (point(self.decode(b)) for b in bar.over(batches(z.to(self.device), batch_size), len))
+            first = next(made)
+            check_room(8.0 * len(z) * first[0].numel(), f"{len(z)} decoded codes")  # as parts and joined
+            return torch.cat([first, *made])
 
     def reconstruct(self, x: Tensor, *, batch_size: int = 500) -> Tensor:
         """point(p(x | point(q(z | x)))) for stored data, (n, *event) floats."""
-        with evaluating(self):
-            return torch.cat([point(self.decode(point(self.encode(self.stored(b))))) for b in self._batches(x, batch_size)])
+        with evaluating(self), _bar(x, "reconstructing") as bar:
+            return torch.cat([point(self.decode(point(self.encode(self.stored(b))))) for b in bar.over(self._batches(x, batch_size), len)])
+
+
+def _bar(rows: Tensor, what: str) -> Bar:
+    return Bar(len(rows), what=what, after=1.0)
 
 
 def _concatenate(parts: list[Distribution]) -> Distribution:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from expost.progress import Bar
 from expost.seeds import permutation, seeded
 
 __all__ = ["Trace", "minimise"]
@@ -94,41 +95,43 @@ def minimise(
     order = torch.empty(0, dtype=torch.int64)
     batch: tuple[Tensor, ...] = ()
 
-    for step in range(total):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * (lr_schedule(step / total) if lr_schedule is not None else 1.0)
-        if rows is not None:
-            position = step % per_epoch
-            if position == 0:
-                order = permutation(len(rows), "minimise", seed, step // per_epoch).to(rows.device)
-            batch = (rows[order[position * batch_size : (position + 1) * batch_size]],)
-        elif sampler is not None:
-            batch = (sampler(step),)
-        optimiser.zero_grad(set_to_none=True)
-        with torch.enable_grad(), seeded("minimise", seed, step):
-            loss = loss_fn(*batch)
-            loss.backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(params, clip)
-        optimiser.step()
-        unread.append(loss.detach())
+    with Bar(total, what="minimising", unit="step", after=1.0) as bar:
+        for step in range(total):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * (lr_schedule(step / total) if lr_schedule is not None else 1.0)
+            if rows is not None:
+                position = step % per_epoch
+                if position == 0:
+                    order = permutation(len(rows), "minimise", seed, step // per_epoch).to(rows.device)
+                batch = (rows[order[position * batch_size : (position + 1) * batch_size]],)
+            elif sampler is not None:
+                batch = (sampler(step),)
+            optimiser.zero_grad(set_to_none=True)
+            with torch.enable_grad(), seeded("minimise", seed, step):
+                loss = loss_fn(*batch)
+                loss.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(params, clip)
+            optimiser.step()
+            unread.append(loss.detach())
 
-        check = validate is not None and (step + 1) % validate_every == 0
-        if len(unread) >= look_every or check or step + 1 == total:
-            losses += _read(unread, step)
-            if progress is not None:
-                progress(step, losses[-1])
-        if check and validate is not None:
-            with torch.no_grad(), seeded("minimise", "validate", seed):
-                value = float(validate())
-            validations.append((step + 1, value))
-            if value < best:
-                best, kept, since = value, [p.detach().clone() for p in params], 0
-            else:
-                since += 1
-            if since >= patience:
-                stopped = f"no improvement in {patience} validations"
-                break
+            check = validate is not None and (step + 1) % validate_every == 0
+            if len(unread) >= look_every or check or step + 1 == total:
+                losses += _read(unread, step)
+                if progress is not None:
+                    progress(step, losses[-1])
+                bar.update(step + 1, {"loss": losses[-1]})
+            if check and validate is not None:
+                with torch.no_grad(), seeded("minimise", "validate", seed):
+                    value = float(validate())
+                validations.append((step + 1, value))
+                if value < best:
+                    best, kept, since = value, [p.detach().clone() for p in params], 0
+                else:
+                    since += 1
+                if since >= patience:
+                    stopped = f"no improvement in {patience} validations"
+                    break
 
     if kept is not None:
         with torch.no_grad():

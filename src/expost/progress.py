@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -48,14 +48,23 @@ class Bar:
         what: the work, e.g. "features".
         unit: what is counted, e.g. "step"; may be empty.
         enabled: see the top of this file.
+        after: seconds before it appears on a terminal: for what is quick unless there is much of it.
     """
 
     def __init__(
-        self, total: int | None = None, done: int = 0, *, what: str = "training", unit: str = "", enabled: bool | None = None
+        self,
+        total: int | None = None,
+        done: int = 0,
+        *,
+        what: str = "training",
+        unit: str = "",
+        enabled: bool | None = None,
+        after: float = 0.0,
     ) -> None:
         self.total, self.done, self.what, self.unit, self.enabled = total, done, what, unit, enabled
+        self.after = after
         self.parts: Parts = ""
-        self.audible, self.began, self.first = False, 0.0, done
+        self.audible, self.began, self.at, self.first = False, 0.0, 0.0, done
         self._look = 0.0
 
     def __enter__(self) -> Self:
@@ -64,39 +73,44 @@ class Bar:
 
     def update(self, done: int, parts: Parts | Callable[[], Parts] | None = None) -> None:
         """So many are done. ``parts`` may be a function, which is called only when there is somebody to tell."""
-        self.done = done
         if parts is not None and not callable(parts):
             self.parts = parts
         if not self.audible:
+            self.done = done
             return
         now = _stage.clock()
+        if done != self.done:
+            self.done, self.at = done, now
         if now >= self._look:
             self._look = now + LOOK
             if callable(parts):
                 self.parts = parts() or self.parts
             _stage.tick(now)
 
-    def over(self, things: Collection[T]) -> Iterator[T]:
-        """The things one by one, each counted when it is done."""
-        for done, thing in enumerate(things, self.first + 1):
+    def over(self, things: Iterable[T], size: Callable[[T], int] = lambda thing: 1) -> Iterator[T]:
+        """The things one by one, each counted when it is done: as one, or as its ``size``, such as ``len`` for batches of rows."""
+        for thing in things:
             yield thing
-            self.update(done)
+            self.update(self.done + size(thing))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         _stage.close(self)
 
     def left(self, now: float) -> float | None:
-        """Seconds that the rest will take at the pace so far."""
+        """Seconds that the rest will take at the pace so far; None where that is not known, or was not kept."""
         steps = self.done - self.first
-        return (now - self.began) / steps * (self.total - self.done) if self.total is not None and steps > 0 else None
+        if self.total is None or steps <= 0:
+            return None
+        rest = (self.at - self.began) / steps * (self.total - self.done) - (now - self.at)
+        return rest if rest > 0 else None
 
-    def sentence(self, now: float) -> str:
-        """E.g. "training: step 1200 of 3974, 4 minutes left, total 7073.1"."""
-        if not self.counts:
-            return f"{self.what}: {duration(now - self.began)} so far{self.said(', ')}"
-        left = self.left(now)
-        rest = f"{duration(now - self.began)} so far" if left is None else f"{duration(left)} left"
-        return f"{self.what}: {self.unit}{' ' * bool(self.unit)}{self.count(' of ')}, {rest}{self.said(', ')}"
+    def sentence(self, now: float, last: bool = True) -> str:
+        """E.g. "training: step 1200 of 3974, 4 minutes left, total 7073.1"; only the ``last`` of several bars, the part at work, says how long."""
+        said = [f"{self.unit}{' ' * bool(self.unit)}{self.count(' of ')}"] if self.counts else []
+        if last:
+            left = self.left(now)
+            said += [f"{duration(left)} left"] if left is not None else [f"{duration(now - self.began)} so far"] * (now - self.began > 1)
+        return f"{self.what}: {', '.join(filter(None, [*said, self.said()]))}"
 
     @property
     def counts(self) -> bool:
@@ -106,9 +120,8 @@ class Bar:
     def count(self, of: str) -> str:
         return f"{self.done}" if self.total is None else f"{self.done}{of}{self.total}"
 
-    def said(self, before: str = "") -> str:
-        text = self.parts if isinstance(self.parts, str) else " ".join(f"{k} {v:.5g}" for k, v in self.parts.items())
-        return before + text if text else ""
+    def said(self) -> str:
+        return self.parts if isinstance(self.parts, str) else " ".join(f"{k} {v:.5g}" for k, v in self.parts.items())
 
 
 class _Stage:
@@ -130,7 +143,7 @@ class _Stage:
 
     def open(self, bar: Bar) -> None:
         with self.lock:
-            bar.began = self.clock()
+            bar.began = bar.at = self.clock()
             if not self.bars:
                 self.began, self.due = bar.began, bar.began + FIRST
             bar.audible = bar.enabled is not False and self.hears() and bool(bar.enabled or self.aloud or _terminal())
@@ -154,11 +167,12 @@ class _Stage:
             heard = [bar for bar in self.bars if bar.audible]
             counted = [bar for bar in heard if bar.counts]
             if _terminal():
-                shown = [bar for i, bar in enumerate(counted) if i == 0 or now - bar.began >= APPEAR]
+                shown = [bar for i, bar in enumerate(counted) if now - bar.began >= (max(APPEAR, bar.after) if i else bar.after)]
                 self.draw(shown or [bar for bar in heard[-1:] if now - bar.began >= UNCOUNTED])
             elif heard and now >= self.due and (counted or now - self.began >= UNCOUNTED_LINE):
                 self.due = now + max(EVERY, SHARE * (now - self.began))
-                self.write("; ".join(bar.sentence(now) for bar in counted or heard[-1:]))
+                *wholes, part = counted or heard[-1:]
+                self.write("; ".join([*(bar.sentence(now, last=False) for bar in wholes), part.sentence(now)]))
 
     def draw(self, shown: list[Bar]) -> None:
         if self.live is None and shown:

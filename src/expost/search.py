@@ -240,7 +240,7 @@ def _candidates(frame: Frame, q: Tensor, p: Tensor, rows: Tensor, keep: int, sam
         values[at] = kept.values
         columns[at] = torch.cat([columns[at], best.columns + first], 1).gather(1, kept.indices)
 
-    with full_precision(), Bar(len(rows), what="neighbours") as bar:
+    with full_precision(), Bar(len(rows), what="neighbours", after=1.0) as bar:
         for i in range(0, len(rows), side):
             bar.update(i)
             at, index = slice(i, i + side), rows[i : i + side]

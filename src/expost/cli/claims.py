@@ -16,6 +16,7 @@ from expost.evaluate.protocol import metrics_code
 from expost.files import keep, read_json, write_json
 from expost.identity import code_hash
 from expost.locks import writing
+from expost.progress import Bar
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
 from expost.recipes.verdict import word
@@ -51,25 +52,27 @@ def check_claims(
     runs = functools.cache(lambda paper: _runs(lab, paper))  # loads the data: once, not for every claim
     broken: list[str] = []
     counts = {"holds": 0, "FAILS": 0, "not built yet": 0}
-    for claim in chosen:
-        if claim.measure is None:
-            verdict, measured = "not built yet", ""
-        else:
-            key = _key(claim, lab, runs)
-            if key not in cache:
-                start = time.monotonic()
-                outcome = claim.measure(lab)
-                cache[key] = {
-                    "claim": claim.id, "holds": outcome.holds, "measured": outcome.measured, "figures": outcome.figures,
-                    "seconds": round(time.monotonic() - start, 1), "data": source, "budget": budget, "seed": seed,
-                }  # fmt: skip
-                with keep(root), writing(Path(root)):  # with what others have measured meanwhile
-                    write_json(cache_file, {**_measured(cache_file), key: cache[key]})
-            verdict, measured = word(cache[key]["holds"]), cache[key]["measured"]
-            if verdict == "FAILS" and claim.level != "W":
-                broken.append(claim.id)
-        counts[verdict] += 1
-        print(f"{claim.id:4} {claim.level}  {verdict:13}  {claim.sentence}" + (f"\n        {measured}" if measured else ""), flush=True)
+    with Bar(len(chosen), what="claims") as bar:
+        for claim in chosen:
+            bar.update(sum(counts.values()), claim.id)
+            if claim.measure is None:
+                verdict, measured = "not built yet", ""
+            else:
+                key = _key(claim, lab, runs)
+                if key not in cache:
+                    start = time.monotonic()
+                    outcome = claim.measure(lab)
+                    cache[key] = {
+                        "claim": claim.id, "holds": outcome.holds, "measured": outcome.measured, "figures": outcome.figures,
+                        "seconds": round(time.monotonic() - start, 1), "data": source, "budget": budget, "seed": seed,
+                    }  # fmt: skip
+                    with keep(root), writing(Path(root)):  # with what others have measured meanwhile
+                        write_json(cache_file, {**_measured(cache_file), key: cache[key]})
+                verdict, measured = word(cache[key]["holds"]), cache[key]["measured"]
+                if verdict == "FAILS" and claim.level != "W":
+                    broken.append(claim.id)
+            counts[verdict] += 1
+            print(f"{claim.id:4} {claim.level}  {verdict:13}  {claim.sentence}" + (f"\n        {measured}" if measured else ""), flush=True)
     print(
         f"{counts['holds']} hold, {counts['FAILS']} fail, {counts['not built yet']} not built yet ({budget} budget, {source}, seed {seed})"
     )

@@ -205,6 +205,7 @@ class Density(OpensRun):
     def run(self) -> None:
         import time
 
+        from expost.progress import Bar
         from expost.results import Table
         from expost.seeds import draw, some
 
@@ -213,17 +214,19 @@ class Density(OpensRun):
         val = some(run.dataset.val.x, CODES, "density", "val", self.seed)
         codes = {"mean": (run.codes[rows], run.model.latents(val, at="mean"))}
         table = Table(("density", "train (nats per code)", "validation", "seconds"), title=f"Densities on the codes of {self.folder}")
-        for spec in self.specs:
-            start = time.perf_counter()
-            density = run.density(spec, seed=self.seed, refit=True)
-            seconds = time.perf_counter() - start
-            at: Literal["mean", "sample"] = "sample" if spec.endswith("@sample") else "mean"
-            if at not in codes:
-                codes[at] = run.model.latents(run.dataset.train.x[rows], at=at), run.model.latents(val, at=at)
-            if spec.startswith("mean-stage"):
-                table.add(spec, None, None, round(seconds, 2))
-                continue
-            table.add(spec, *(float(density().log_prob(z).detach().mean()) for z in codes[at]), round(seconds, 2))
+        with Bar(len(self.specs), what="densities") as bar:
+            for spec in self.specs:
+                bar.update(len(table.rows), spec)
+                start = time.perf_counter()
+                density = run.density(spec, seed=self.seed, refit=True)
+                seconds = time.perf_counter() - start
+                at: Literal["mean", "sample"] = "sample" if spec.endswith("@sample") else "mean"
+                if at not in codes:
+                    codes[at] = run.model.latents(run.dataset.train.x[rows], at=at), run.model.latents(val, at=at)
+                if spec.startswith("mean-stage"):
+                    table.add(spec, None, None, round(seconds, 2))
+                    continue
+                table.add(spec, *(float(density().log_prob(z).detach().mean()) for z in codes[at]), round(seconds, 2))
         table.notes.append(
             f"mean log-likelihood of the codes of {len(rows)} training and {len(val)} validation data, drawn at random where there are more: posterior "
             "means, or samples where the spec ends in @sample; a second stage's is a lower bound, a mean-stage has none"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from expost.density.fitting import Moments, drawn_in, lower, variance_floor
+from expost.progress import Bar
 from expost.seeds import generator
 
 __all__ = ["Run", "expectation_maximisation"]
@@ -119,11 +120,13 @@ def _staged(
     first = min(n, components * max(_PER_COMPONENT, _PER_DIMENSION * r))
     judged = white[first : 2 * first] if n >= 2 * first else white[:first]
     try:
-        with _torch_arrays():
+        starts = restarts if components > 1 else 1
+        with _torch_arrays(), Bar(starts, what="starts of the mixture", after=1.0) as bar:
             runners = [
                 _estimator(_start(plain[:first], white[:first], components, full, seed + k), components, full, reg)
-                for k in range(restarts if components > 1 else 1)
+                for k in bar.over(range(starts))
             ]
+        with _torch_arrays():
             while len(runners) > 1:
                 for model in runners:
                     _iterate(model, white[:first], tol, _ROUND)
@@ -188,7 +191,9 @@ def _iterate(model: Any, white: Tensor, tol: float, max_iter: int) -> None:
     """Go on from the model's present parameters; its likelihood of other codes must not count as progress."""
     model.set_params(tol=tol, max_iter=max_iter)
     model.lower_bound_ = -math.inf
-    model.fit(white)
+    with Bar(max_iter, what="mixture", unit="iteration", after=1.0) as bar:
+        model._print_verbose_msg_iter_end = lambda done, *rest: bar.update(done)  # what scikit-learn calls after each
+        model.fit(white)
 
 
 @contextmanager

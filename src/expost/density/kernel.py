@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import FitReport, Moments, codes_for, drawn_in, held_out_split, require_fitted, spreads
+from expost.progress import Bar
 from expost.seeds import permutation
 
 __all__ = ["KDE", "KernelMixture"]
@@ -90,7 +91,11 @@ class KernelMixture(Distribution):
         # With gradients, each chunk is computed again on the way back instead of being kept.
         keep = torch.is_grad_enabled() and z.requires_grad
         rows = z.split(max(1, _CHUNK // m))
-        parts = [checkpoint(chunk, part, use_reentrant=False, preserve_rng_state=False) if keep else chunk(part) for part in rows]
+        with Bar(len(z), what="kernels", after=1.0) as bar:
+            parts = [
+                checkpoint(chunk, part, use_reentrant=False, preserve_rng_state=False) if keep else chunk(part)
+                for part in bar.over(rows, len)
+            ]
         constant = math.log(m) + 0.5 * d * math.log(2 * math.pi) + self.scale_tril.diagonal().log().sum()
         return (torch.cat(parts) - constant).reshape(value.shape[:-1])
 
@@ -179,13 +184,14 @@ def _most_likely(z: Tensor, factor: Tensor, seed: int) -> float:
     golden = (math.sqrt(5) - 1) / 2
     a, b = high - golden * (high - low), low + golden * (high - low)
     at_a, at_b = likelihood(a), likelihood(b)
-    for _ in range(_GOLDEN_STEPS):
-        if at_a > at_b:
-            high, b, at_b = b, a, at_a
-            a = high - golden * (high - low)
-            at_a = likelihood(a)
-        else:
-            low, a, at_a = a, b, at_b
-            b = low + golden * (high - low)
-            at_b = likelihood(b)
+    with Bar(_GOLDEN_STEPS, what="bandwidth", after=1.0) as bar:
+        for _ in bar.over(range(_GOLDEN_STEPS)):
+            if at_a > at_b:
+                high, b, at_b = b, a, at_a
+                a = high - golden * (high - low)
+                at_a = likelihood(a)
+            else:
+                low, a, at_a = a, b, at_b
+                b = low + golden * (high - low)
+                at_b = likelihood(b)
     return math.exp((low + high) / 2)

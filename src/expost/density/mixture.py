@@ -15,6 +15,7 @@ from torch.distributions import Distribution, constraints
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import FitReport, codes_for, require_fitted
+from expost.progress import Bar
 from expost.seeds import seed_from
 
 __all__ = ["GMM", "GaussianMixture"]
@@ -100,7 +101,10 @@ class GaussianMixture(Distribution):
             log_det = self.scale.log().sum(-1)
         constant = self.log_weights - log_det - 0.5 * d * _LOG_2PI
         rows = max(1, _CHUNK // (components * d))
-        parts = [constant - 0.5 * self._distances(part).mT for part in flat.split(rows)] or [flat.new_empty(0, components)]
+        with Bar(len(flat), what="mixture", after=1.0) as bar:
+            parts = [constant - 0.5 * self._distances(part).mT for part in bar.over(flat.split(rows), len)] or [
+                flat.new_empty(0, components)
+            ]
         return torch.cat(parts).reshape(*z.shape[:-1], components)
 
     def _distances(self, z: Tensor) -> Tensor:

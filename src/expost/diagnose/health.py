@@ -207,7 +207,7 @@ def panel(
     }
     if not exact:
         del parts["mutual_information"]
-    with Bar(len(parts), enabled=progress, what="panel", unit="part") as bar:
+    with Bar(len(parts), enabled=progress, what="panel") as bar:
         for step, (name, part) in enumerate(parts.items()):
             bar.update(step, name.replace("_", " "))
             try:

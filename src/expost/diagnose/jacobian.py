@@ -29,6 +29,7 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.diagnose.eigenvalues import posterior_variances
 from expost.diagnose.variance import decoder_variance
 from expost.distributions import point
+from expost.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.tensors import unit
@@ -63,9 +64,10 @@ def decoder_jacobian(model: Autoencoder, z: Tensor, *, chunk: int = 64) -> Tenso
 def decoder_gram(model: Autoencoder, z: Tensor, *, chunk: int = 64) -> Tensor:
     """JᵀJ at each of the codes z (n, κ): (n, κ, κ) float64. Memory: one Jacobian at a time."""
     grams = []
-    for code in z:
-        jacobian = decoder_jacobian(model, code, chunk=chunk).double()
-        grams.append((jacobian.T @ jacobian).cpu())
+    with Bar(len(z), what="Jacobians", after=1.0) as bar:
+        for code in bar.over(z):
+            jacobian = decoder_jacobian(model, code, chunk=chunk).double()
+            grams.append((jacobian.T @ jacobian).cpu())
     return torch.stack(grams)
 
 

@@ -33,6 +33,7 @@ from expost.density import StandardNormal
 from expost.diagnose.eigenvalues import encoder_variances
 from expost.objectives import ELBO
 from expost.optimise import minimise
+from expost.progress import Bar
 from expost.results import Curve, Result, Series, Table
 from expost.seeds import generator, seeded
 
@@ -222,11 +223,12 @@ def manifold_check(
         model = _fresh(x.shape[1], latent, hidden if kind == "mlp" else 0, math.sqrt(values[0]), seed)
         gaussian = model.decoder.head
         assert isinstance(gaussian, heads.Gaussian)
-        for stage, gamma in enumerate(values):
-            gaussian.log_scale.fill_(0.5 * math.log(gamma))
-            _train(model, data, steps, lr, seed + stage, decay=True)
-            with evaluating(model), seeded("manifold cost", seed):
-                costs.append(float(ELBO(samples=64)(model, data).total.double().mean()))
+        with Bar(len(values), what="variances", after=1.0) as bar:
+            for stage, gamma in bar.over(enumerate(values)):
+                gaussian.log_scale.fill_(0.5 * math.log(gamma))
+                _train(model, data, steps, lr, seed + stage, decay=True)
+                with evaluating(model), seeded("manifold cost", seed):
+                    costs.append(float(ELBO(samples=64)(model, data).total.double().mean()))
     found = encoder_variances(model, data)
     medians = sorted(found.medians)
     rest = medians[found.live :]

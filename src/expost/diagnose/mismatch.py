@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from expost.density.base import Density
 from expost.divergences import multi_scale_imq
 from expost.optimise import minimise
+from expost.progress import Bar
 from expost.results import Result
 from expost.seeds import generator, permutation, seed_from, seeded
 from expost.tensors import check_finite, in_range, shifted
@@ -154,12 +155,14 @@ def _kernel(z: Tensor, kernel: str, memory: int) -> tuple[Tensor, float]:
 
     matrix = torch.empty(n, n, dtype=torch.float64, device=z.device)
     side = max(1, min(n, 512, math.isqrt(memory // 128)))
-    for i in range(0, n, side):
-        for j in range(0, i + 1, side):
-            squared = norms[i : i + side, None] + norms[None, j : j + side] - 2 * z[i : i + side] @ z[j : j + side].T
-            values = of(squared.clamp_(min=0))
-            matrix[i : i + side, j : j + side] = values
-            matrix[j : j + side, i : i + side] = values.T
+    with Bar(n, what="kernel", after=1.0) as bar:
+        for i in range(0, n, side):
+            bar.update(i)
+            for j in range(0, i + 1, side):
+                squared = norms[i : i + side, None] + norms[None, j : j + side] - 2 * z[i : i + side] @ z[j : j + side].T
+                values = of(squared.clamp_(min=0))
+                matrix[i : i + side, j : j + side] = values
+                matrix[j : j + side, i : i + side] = values.T
     return matrix.fill_diagonal_(0), scale
 
 
@@ -207,12 +210,13 @@ def c2st(
     y = torch.cat([torch.ones(size), torch.zeros(size)]).to(x.device)
     fold = torch.cat([permutation(size, "c2st", side, seed) % folds for side in ("a", "b")]).to(x.device)
     logits, right = torch.empty(2 * size, dtype=torch.float64, device=x.device), 0.0
-    for k in range(folds):
-        held = fold == k
-        logits[held] = t = _classify(x[~held], y[~held], x[held], classifier, seed, k).double()
-        middle = t.sort().values[len(t) // 2 - 1 : len(t) // 2 + 1].mean()
-        # a tie, as when the classifier has learned nothing, is half right
-        right += float((0.5 + 0.5 * (t - middle).sign() * (2 * y[held] - 1)).sum())
+    with Bar(folds, what="two-sample test", unit="fold", after=1.0) as bar:
+        for k in bar.over(range(folds)):
+            held = fold == k
+            logits[held] = t = _classify(x[~held], y[~held], x[held], classifier, seed, k).double()
+            middle = t.sort().values[len(t) // 2 - 1 : len(t) // 2 + 1].mean()
+            # a tie, as when the classifier has learned nothing, is half right
+            right += float((0.5 + 0.5 * (t - middle).sign() * (2 * y[held] - 1)).sum())
     accuracy, total = right / (2 * size), 2 * size
     p = max(0.5 * math.erfc((accuracy - 0.5) / math.sqrt(2 * SHARED * 0.25 / total)), 1e-300)
     t, e = logits[:size], logits[size:].exp()

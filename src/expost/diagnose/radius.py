@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from expost.diagnose.latent_classes import Classify, assign, outputs, prior_codes
+from expost.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import generator
 from expost.tensors import batches
@@ -257,8 +258,10 @@ def segment_radius(
         if len(candidates):
             chosen[rows] = candidates[(draws[rows] * len(candidates)).long()]
     nearest = torch.full_like(where.z, math.nan)
-    for rows in batches(torch.nonzero(chosen[:, 0] >= 0).flatten(), chunk):
-        nearest[rows] = _race(classify, where.z[rows], where.labels[rows], others[chosen[rows]], threshold, tolerance)
+    found = torch.nonzero(chosen[:, 0] >= 0).flatten()
+    with Bar(len(found), what="segments", after=1.0) as bar:
+        for rows in bar.over(batches(found, chunk), len):
+            nearest[rows] = _race(classify, where.z[rows], where.labels[rows], others[chosen[rows]], threshold, tolerance)
     return measured(f"segments, {repeats} directions", where, nearest, tolerance)
 
 

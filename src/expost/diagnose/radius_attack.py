@@ -26,6 +26,7 @@ from torch import Tensor
 
 from expost.diagnose.latent_classes import Classify, assign, outputs
 from expost.diagnose.radius import TOLERANCE, ClassRadius, Located, halved, is_other, locate, measured
+from expost.progress import Bar
 from expost.seeds import generator
 from expost.tensors import batches
 
@@ -79,8 +80,9 @@ def attack_radius(
         )
     starts = torch.randn(restarts + RESCUES, *where.z.shape, generator=generator("attack", seed), dtype=torch.float64).to(where.z)
     nearest = torch.full_like(where.z, math.nan)
-    for rows in batches(torch.arange(len(where.z), device=z.device), chunk):
-        nearest[rows] = _attack(classify, where, rows, starts[:, rows], targets, steps, rate, weight, margin, threshold, tolerance)
+    with Bar(len(where.z), what="attack", after=1.0) as bar:
+        for rows in bar.over(batches(torch.arange(len(where.z), device=z.device), chunk), len):
+            nearest[rows] = _attack(classify, where, rows, starts[:, rows], targets, steps, rate, weight, margin, threshold, tolerance)
     return measured(f"attack, {steps} steps, {restarts} restarts", where, nearest, tolerance)
 
 
@@ -117,22 +119,23 @@ def _descend(
     """One run of Adam from ``delta``; the nearest code of another class that was met, NaN where there was none."""
     first, second = torch.zeros_like(delta), torch.zeros_like(delta)
     least, met = torch.full_like(c, math.inf), torch.full_like(z, math.nan)
-    for step in range(steps + 1):
-        with torch.enable_grad():
-            moved = delta.detach().requires_grad_()
-            logits = classify(z + moved)
-            _check_gradient(logits)
-            loss = moved.square().sum(1) + c * (_excess(logits, own, target, threshold) + margin).relu()
-            gradient = _gradient(loss, moved)
-        labels = assign(logits.detach(), threshold)
-        norm = delta.norm(dim=1)
-        nearer = (labels >= 0) & (labels != own) & (norm < least)
-        least, met = torch.where(nearer, norm, least), torch.where(nearer[:, None], z + delta, met)
-        if step == steps:
-            break
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
-        mean, scale = first / (1 - 0.9 ** (step + 1)), (second / (1 - 0.999 ** (step + 1))).sqrt()
-        delta = delta - (1 - 0.9 * step / steps) * rate[:, None] * mean / (scale + 1e-12)
+    with Bar(steps + 1, what="descent", unit="step", after=1.0) as bar:
+        for step in bar.over(range(steps + 1)):
+            with torch.enable_grad():
+                moved = delta.detach().requires_grad_()
+                logits = classify(z + moved)
+                _check_gradient(logits)
+                loss = moved.square().sum(1) + c * (_excess(logits, own, target, threshold) + margin).relu()
+                gradient = _gradient(loss, moved)
+            labels = assign(logits.detach(), threshold)
+            norm = delta.norm(dim=1)
+            nearer = (labels >= 0) & (labels != own) & (norm < least)
+            least, met = torch.where(nearer, norm, least), torch.where(nearer[:, None], z + delta, met)
+            if step == steps:
+                break
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
+            mean, scale = first / (1 - 0.9 ** (step + 1)), (second / (1 - 0.999 ** (step + 1))).sqrt()
+            delta = delta - (1 - 0.9 * step / steps) * rate[:, None] * mean / (scale + 1e-12)
     return met
 
 
@@ -194,8 +197,10 @@ def refined_radius(
     if where.out.dim() != 2:
         raise ValueError("a refinement follows the gradient of logits: let the classification return logits (n, K)")
     nearest = start.nearest.to(where.z).clone()
-    for rows in batches(torch.nonzero(start.found).flatten().to(z.device), chunk):
-        nearest[rows] = _refine(classify, where.z[rows], where.labels[rows], nearest[rows], rounds, threshold, tolerance)
+    found = torch.nonzero(start.found).flatten().to(z.device)
+    with Bar(len(found), what="refinement", after=1.0) as bar:
+        for rows in bar.over(batches(found, chunk), len):
+            nearest[rows] = _refine(classify, where.z[rows], where.labels[rows], nearest[rows], rounds, threshold, tolerance)
     refined = measured(f"{start.method}, refined", where, nearest, max(tolerance, start.tolerance))
     return replace(refined, radii=torch.minimum(refined.radii, start.radii))
 

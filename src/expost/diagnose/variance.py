@@ -26,6 +26,7 @@ from torch import Tensor
 from expost import heads
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import point
+from expost.progress import Bar
 from expost.results import Curve, Result
 from expost.seeds import seed_from
 from expost.tensors import batches, unit
@@ -69,14 +70,15 @@ def optimal_variance(model: Autoencoder, x: Tensor, *, draws: int = 1, batch_siz
     if len(x) < 2 or draws < 1:
         raise ValueError(f"the error of a mean needs at least 2 data and 1 draw, not {len(x)} and {draws}: pass more")
     error = torch.zeros(len(x), dtype=torch.float64)
-    for draw in range(draws):
-        z = model.latents(x, at="sample", batch_size=batch_size, seed=seed if draw == 0 else seed_from("optimal variance", seed, draw))
-        with evaluating(model):
-            parts = [
-                (point(model.decode(codes)) - unit(data.to(codes.device))).flatten(1).double().square().mean(1)
-                for codes, data in zip(batches(z, batch_size), batches(x, batch_size), strict=True)
-            ]
-        error += torch.cat(parts).cpu() / draws
+    with Bar(draws, what="decoder variance", unit="draw", after=1.0) as bar:
+        for draw in bar.over(range(draws)):
+            z = model.latents(x, at="sample", batch_size=batch_size, seed=seed if draw == 0 else seed_from("optimal variance", seed, draw))
+            with evaluating(model):
+                parts = [
+                    (point(model.decode(codes)) - unit(data.to(codes.device))).flatten(1).double().square().mean(1)
+                    for codes, data in zip(batches(z, batch_size), batches(x, batch_size), strict=True)
+                ]
+            error += torch.cat(parts).cpu() / draws
     best, dims = float(error.mean()), x[0].numel()
     notes: tuple[str, ...] = () if len(x) >= FEW else (f"n = {len(x)} is below {FEW}: the error is rough",)
     if not best > 0:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.matrix import feature_matrix
+from expost.progress import Bar
 from expost.seeds import generator, permutation
 from expost.tensors import in_range, shifted
 
@@ -100,15 +101,17 @@ def lloyd_(x: Tensor, clusters: int, *, restarts: int, seed: int, tolerance: flo
     while sizes[-1] > 2 * START:
         sizes.append(max(sizes[-1] // 4, START))
     centres: Tensor | None = None
-    for size in reversed(sizes):
-        rows = x if size == n else x[order[:size]]
-        state = _State(rows, _plus_plus(rows, clusters, restarts, seed) if centres is None else centres, step)
-        active = torch.arange(restarts)
-        for _ in range(iterations):
-            active = active[~state.iterate(active, tolerance)]
-            if len(active) == 0:
-                break
-        centres = state.centres
+    with Bar(len(sizes) * iterations, what="k-means", unit="iteration", after=1.0) as bar:
+        for stage, size in enumerate(reversed(sizes)):
+            rows = x if size == n else x[order[:size]]
+            state = _State(rows, _plus_plus(rows, clusters, restarts, seed) if centres is None else centres, step)
+            active = torch.arange(restarts)
+            for iteration in range(iterations):
+                bar.update(stage * iterations + iteration)
+                active = active[~state.iterate(active, tolerance)]
+                if len(active) == 0:
+                    break
+            centres = state.centres
     return Clusters(state.labels.long(), state.inertias, state.count)
 
 

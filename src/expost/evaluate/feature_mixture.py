@@ -39,6 +39,7 @@ from torch import Tensor
 
 from expost.evaluate.matrix import canonical_order, feature_matrix, feature_pair
 from expost.hashes import distinct, row_keys
+from expost.progress import Bar
 from expost.results import Result
 from expost.seeds import permutation
 from expost.tensors import in_range
@@ -199,29 +200,30 @@ class Mixture:
         for rows in x.split(self._rows(memory)):
             nearest = torch.minimum(nearest, self._squares(rows).amin(0))
         self.log_variance, self.behind, self.objective = (START * (nearest.double() + 1e-3) / d).log(), 0.0, []
-        for step in range(steps + 1):
-            total, weight, moment = 0.0, torch.zeros_like(self.log_variance), torch.zeros_like(self.log_variance)
-            behind = -d / 2 * (log(2 * pi) + self.behind) - far / 2 * torch.tensor(-self.behind, dtype=torch.float64).exp()
-            weight_behind = moment_behind = 0.0
-            for rows, extra, distance in zip(*(side.split(self._rows(memory)) for side in (x, behind, far)), strict=True):
-                squares = self._squares(rows)
-                scores, top = self._scores(squares, extra)
-                back = (extra - top).exp()
-                sums = scores.sum(1).double() + back
-                total += float((sums.log() + top).sum())
-                share = sums.reciprocal().float()
-                weight += share @ scores
-                moment += share @ scores.mul_(squares)
-                weight_behind += float((back / sums).sum())
-                moment_behind += float((back / sums * distance).sum())
-            self.objective.append(total / len(x))
-            gained = len(self.objective) > 1 and 100 / d * (self.objective[-1] - self.objective[-2]) < tolerance
-            if gained or step == steps:
-                break
-            new = (moment / (d * weight)).log().clamp(FLOOR, CEILING)
-            self.log_variance = torch.where(weight > 1e-20, new, self.log_variance)  # nobody's component stays as it is
-            if weight_behind > 1e-20:
-                self.behind = min(max(log(max(moment_behind, 1e-300) / (d * weight_behind)), FLOOR), CEILING)
+        with Bar(steps + 1, what="feature likelihood", unit="step", after=1.0) as bar:
+            for step in bar.over(range(steps + 1)):
+                total, weight, moment = 0.0, torch.zeros_like(self.log_variance), torch.zeros_like(self.log_variance)
+                behind = -d / 2 * (log(2 * pi) + self.behind) - far / 2 * torch.tensor(-self.behind, dtype=torch.float64).exp()
+                weight_behind = moment_behind = 0.0
+                for rows, extra, distance in zip(*(side.split(self._rows(memory)) for side in (x, behind, far)), strict=True):
+                    squares = self._squares(rows)
+                    scores, top = self._scores(squares, extra)
+                    back = (extra - top).exp()
+                    sums = scores.sum(1).double() + back
+                    total += float((sums.log() + top).sum())
+                    share = sums.reciprocal().float()
+                    weight += share @ scores
+                    moment += share @ scores.mul_(squares)
+                    weight_behind += float((back / sums).sum())
+                    moment_behind += float((back / sums * distance).sum())
+                self.objective.append(total / len(x))
+                gained = len(self.objective) > 1 and 100 / d * (self.objective[-1] - self.objective[-2]) < tolerance
+                if gained or step == steps:
+                    break
+                new = (moment / (d * weight)).log().clamp(FLOOR, CEILING)
+                self.log_variance = torch.where(weight > 1e-20, new, self.log_variance)  # nobody's component stays as it is
+                if weight_behind > 1e-20:
+                    self.behind = min(max(log(max(moment_behind, 1e-300) / (d * weight_behind)), FLOOR), CEILING)
         return self
 
     def log_prob(self, x: Tensor, *, memory: int = 256 * 2**20) -> Tensor:

@@ -35,6 +35,7 @@ from expost.devices import choose_device
 from expost.evaluate.networks import SmallConvNet
 from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, state_hash
+from expost.progress import Bar
 from expost.seeds import permutation, seeded
 from expost.tensors import check_finite, numbered, spelled
 
@@ -126,10 +127,12 @@ def extract(extractor: Extractor, x: Tensor, *, batch_size: int = 250, device: t
     place = x.device if device is None else choose_device(device)
     there = extractor.to(place)
     out = torch.empty(len(x), extractor.dim, dtype=torch.float32)
-    for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
-        with numbered(start):
-            out[start : start + batch_size] = there(_filled(batch.to(place)))[: len(batch)]
+    with Bar(len(x), what="features", after=1.0) as bar:
+        for start in range(0, len(x), batch_size):
+            bar.update(start)
+            batch = x[start : start + batch_size]
+            with numbered(start):
+                out[start : start + batch_size] = there(_filled(batch.to(place)))[: len(batch)]
     return out
 
 

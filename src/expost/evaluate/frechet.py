@@ -29,6 +29,7 @@ from torch import Tensor
 
 from expost.evaluate.matrix import canonical_order, dependence, feature_matrix, feature_pair
 from expost.hashes import row_keys
+from expost.progress import Bar
 from expost.results import Result
 from expost.seeds import permutation
 from expost.tensors import in_range, largest, shifted
@@ -237,13 +238,14 @@ def extrapolated(
     orders = canonical_order(generated), canonical_order(real) if isinstance(real, Tensor) else None
     counts = torch.linspace(min(max(n / 10, 2 * dim, 10), n / 2), n, sizes, dtype=torch.float64).round().long().tolist()
     distances = []
-    for k, count in enumerate(counts):
-        first = generated[orders[0][permutation(n, "extrapolated", seed, "generated", k)[:count]].to(generated.device)]
-        second = real
-        if isinstance(real, Tensor) and orders[1] is not None:
-            many = max(round(count * len(real) / n), 2)
-            second = real[orders[1][permutation(len(real), "extrapolated", seed, "real", k)[:many]].to(real.device)]
-        distances.append(frechet_distance(first, second).value)
+    with Bar(len(counts), what="FD at smaller n", after=1.0) as bar:
+        for k, count in bar.over(enumerate(counts)):
+            first = generated[orders[0][permutation(n, "extrapolated", seed, "generated", k)[:count]].to(generated.device)]
+            second = real
+            if isinstance(real, Tensor) and orders[1] is not None:
+                many = max(round(count * len(real) / n), 2)
+                second = real[orders[1][permutation(len(real), "extrapolated", seed, "real", k)[:many]].to(real.device)]
+            distances.append(frechet_distance(first, second).value)
 
     x, y = 1 / torch.tensor(counts, dtype=torch.float64), torch.tensor(distances, dtype=torch.float64)
     weight = x**-2 / (x**-2).sum()

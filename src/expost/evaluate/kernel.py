@@ -30,6 +30,7 @@ from torch import Tensor
 
 from expost.evaluate.matrix import canonical_order, dependence, feature_pair
 from expost.hashes import row_keys
+from expost.progress import Bar
 from expost.results import Result
 from expost.seeds import permutation
 from expost.tensors import largest
@@ -137,18 +138,19 @@ def _sums(x: Tensor, y: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     columns = rows if y is None else torch.zeros(len(other), dtype=torch.float64, device=x.device)
     unused = torch.zeros((), dtype=x.dtype, device=x.device)
-    for i in range(0, len(x), tile):
-        a = x[i : i + tile]
-        for j in range(i if y is None else 0, len(other), tile):
-            b = other[j : j + tile]
-            t = torch.addmm(unused, a, b.T, beta=0, alpha=1 / x.shape[1])
-            k = torch.add(t, 3).mul_(t).add_(3).mul_(t)
-            if y is None and i == j:
-                k.fill_diagonal_(0)
+    with Bar(len(range(0, len(x), tile)), what="kernel", after=1.0) as bar:
+        for i in bar.over(range(0, len(x), tile)):
+            a = x[i : i + tile]
+            for j in range(i if y is None else 0, len(other), tile):
+                b = other[j : j + tile]
+                t = torch.addmm(unused, a, b.T, beta=0, alpha=1 / x.shape[1])
+                k = torch.add(t, 3).mul_(t).add_(3).mul_(t)
+                if y is None and i == j:
+                    k.fill_diagonal_(0)
+                    rows[i : i + tile] += k.sum(1, dtype=torch.float64)
+                    continue
                 rows[i : i + tile] += k.sum(1, dtype=torch.float64)
-                continue
-            rows[i : i + tile] += k.sum(1, dtype=torch.float64)
-            columns[j : j + tile] += k.sum(0, dtype=torch.float64)
+                columns[j : j + tile] += k.sum(0, dtype=torch.float64)
     return rows, columns
 
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from expost.progress import Bar
 from expost.results import Result
 from expost.search import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
 from expost.tensors import full_precision, in_range, shifted
@@ -186,8 +187,9 @@ def _count(frame: Frame, generated: Tensor, real: Tensor, balls: tuple[_Balls, _
             within[g - i, c - j] = ((exact <= radius) if ball.closed else (exact < radius) | (exact == 0)).float()
         return within
 
-    with full_precision():
+    with full_precision(), Bar(len(generated), what="balls", after=1.0) as bar:
         for i in range(0, len(generated), side):
+            bar.update(i)
             rows = slice(i, i + side)
             x = frame.place(generated[rows], torch.float32, xs)
             for j in range(0, len(real), side):

@@ -42,6 +42,7 @@ from expost.evaluate.suite import COPYING, QUALITY, Reference, check_groups, mea
 from expost.files import cache_folder, cached, read_checked, write_checked
 from expost.hashes import content_hash
 from expost.identity import code_hash
+from expost.progress import Bar
 from expost.results import Result, Table, format_number
 from expost.tensors import batches, unit
 
@@ -227,6 +228,7 @@ def score(
     rows: dict[str, dict[str, Result]] = {}
 
     def add(row: str, images: Tensor | ImageSet) -> None:
+        bar.update(len(rows), row)
         images = InMemory(images) if isinstance(images, Tensor) else images
         shown = Mapped(images, lambda x: quirks.generated(x.clamp(0, 1)), row)
         features = set_features(extractor, shown, device=device)
@@ -240,17 +242,21 @@ def score(
             middle = {"spherical": slerp, "linear": lerp, "norm-corrected": lerp_to_mean_norm}[kind](0.5, a, b)
             add("interpolation" + ("" if kind == "spherical" else f" {kind}") + suffix, of.decode_points(middle))
 
-    add("reconstruction", quirks.reconstruct(model, val, seed=seed))
-    for spec, density in densities.items():
-        add(f"samples {spec}", Generated(model.with_prior(density), n, seed))
-    midpoints(model, "")
-    for spec, density in densities.items():
-        joined = getattr(density, "joined", None)
-        if joined is not None:
-            both = joined(model)
-            add(f"reconstruction through {spec}", quirks.reconstruct(both, val, seed=seed))
-            midpoints(both, f" through {spec}")
-    rows |= _controls(extractor, reference, fresh, unseen if train is None else train, n, chosen, seed, cache, device)
+    stages = sum(hasattr(density, "joined") for density in densities.values())
+    planned = len(densities) + (1 + stages) * (1 + len(tuple(interpolations))) + len(CONTROLS)
+    with Bar(planned, what="scores", after=1.0) as bar:
+        add("reconstruction", quirks.reconstruct(model, val, seed=seed))
+        for spec, density in densities.items():
+            add(f"samples {spec}", Generated(model.with_prior(density), n, seed))
+        midpoints(model, "")
+        for spec, density in densities.items():
+            joined = getattr(density, "joined", None)
+            if joined is not None:
+                both = joined(model)
+                add(f"reconstruction through {spec}", quirks.reconstruct(both, val, seed=seed))
+                midpoints(both, f" through {spec}")
+        bar.update(len(rows), "controls")
+        rows |= _controls(extractor, reference, fresh, unseen if train is None else train, n, chosen, seed, cache, device)
     for row, results in rows.items():
         note = None if row.startswith("control: ") else blind(results, rows["control: shuffled pixels"], "these images")
         if note is not None:

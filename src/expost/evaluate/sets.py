@@ -274,7 +274,7 @@ class _Work:
 
     def run(self, consume: Callable[[Tensor], None]) -> None:
         done = 0
-        with Bar(len(self.images), enabled=self.progress, what="features") as bar:
+        with Bar(len(self.images), enabled=self.progress, what=f"features of {self.images.name}") as bar:
 
             def take(rows: Tensor) -> None:
                 nonlocal done

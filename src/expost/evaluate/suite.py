@@ -47,6 +47,7 @@ from expost.evaluate.precision_recall import prd
 from expost.files import cache_folder, cached, load_tensors, save_tensors
 from expost.hashes import content_hash, file_name, row_keys
 from expost.identity import code_hash
+from expost.progress import Bar
 from expost.results import Result
 from expost.search import MEMORY, nearest
 
@@ -191,14 +192,17 @@ def measure(
         ways["fld"] = lambda: {} if kin.seen else _likelihoods(generated, test, train, seed, memory)
     found: dict[str, Result] = {}
     missing: list[str] = []
-    for group in chosen:
-        if group in ways:
-            try:
-                found |= ways[group]()
-            except ValueError as error:  # too few images for this one
-                missing.append(f"no {group}: {error}")
-        else:
-            missing.append(f"no {group}: it asks how near samples are to training images, and there are none to compare with")
+    with Bar(len(chosen), what="metrics", after=1.0) as bar:
+        for group in chosen:
+            bar.update(bar.done, group)
+            if group in ways:
+                try:
+                    found |= ways[group]()
+                except ValueError as error:  # too few images for this one
+                    missing.append(f"no {group}: {error}")
+            else:
+                missing.append(f"no {group}: it asks how near samples are to training images, and there are none to compare with")
+            bar.update(bar.done + 1)
     if not found:  # what kinship forbids stands there without a value, so that the reason does
         forbidden = {"kid": ("KID",) * kin.dependent, "fld": ("FLD", "FLD gap") * (kin.seen and train is not None)}
         found = {metric: Result(metric, math.nan, n=len(generated)) for group in chosen for metric in forbidden.get(group, ())}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from expost.interrupt import Interruptible
+from expost.progress import Bar
 from expost.recipes import worker
 from expost.recipes.executors import Ended, Executor, Started, Work
 from expost.recipes.jobs import Job, ending, state
@@ -108,9 +109,10 @@ class _Sweep:
             if not self._settled_before(job):
                 self.queue.append(job)
         self.say(f"{len(self.jobs)} runs, {len(self.queue)} of them to be trained")
-        with Interruptible() as interrupt:
+        with Interruptible() as interrupt, Bar(len(self.jobs), len(self.outcomes), what="runs") as bar:
             try:
                 while self.queue or self.running:
+                    bar.update(len(self.outcomes), f"{len(self.running)} running")
                     if interrupt.requested and not self.stopping:
                         self._stop()
                     self._start()
