@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from expost import heads
 from expost.autoencoder import Autoencoder
-from expost.codec import compress, decompress, general_purpose, negative_elbo, networks, read_compressed, write_compressed
+from expost.codec import compress, decompress, general_purpose, layers, negative_elbo, networks, read_compressed, write_compressed
 from expost.codec import container as container_module
 from expost.codec.container import MAGIC, Container, Header, pack, unpack
 from expost.codec.networks import one_thread
-from expost.codec.stack import Shortage, Stack, seed_words
+from expost.codec.stack import Outside, Shortage, Stack, seed_words
 from expost.conditional import Conditional
 from expost.density import GMM, KDE, FullGaussian, StandardNormal, VampPrior
 from expost.nets import squeezed_decoder, squeezed_encoder
@@ -379,6 +379,21 @@ def test_no_header_takes_memory_that_an_ordinary_one_does_not() -> None:
     assert not done.stderr, "no panic, no warning"
 
 
+def test_a_block_of_more_latents_than_the_message_has_bits_is_refused_before_any_is_made(
+    coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, data = coded
+    whole = unpack(data)
+    blocks = [*whole.blocks[:-1], (65535, whole.blocks[-1][1])]
+    header = dataclasses.replace(whole.header, batch=65535, images=sum(n for n, _ in blocks))
+    monkeypatch.setattr(layers, "_MANY", 1000)  # of 2^20, which many latents a row reach
+    assert torch.equal(decompress(model, data), x)
+    monkeypatch.setattr(Stack, "pop_gaussian", lambda *_: pytest.fail("latents were made"))
+    with pytest.raises(ValueError, match="cannot be decoded here") as caught:
+        decompress(model, pack(Container(header, blocks, whole.message)))
+    assert isinstance(caught.value.__cause__, Shortage)
+
+
 def test_networks_see_no_more_rows_than_fit_and_files_do_not_change(
     coded: tuple[Autoencoder, Tensor, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -654,6 +669,23 @@ def test_every_pop_undoes_its_push() -> None:
     assert torch.equal(again.pop_table(masses), x)
     again.push_window(k, mean, scale)
     assert np.array_equal(again.unsealed(), start)
+
+
+def test_values_outside_an_alphabet_never_reach_the_coder() -> None:
+    stack, zero, one = Stack(seed_words(50, 1), sealed=True), torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    for k in (4, -4, 2**32):  # the last is 0 in 32 bits
+        with pytest.raises(Outside):
+            stack.push_gaussian(torch.tensor([k]), zero, one, 3)
+        with pytest.raises(Outside):
+            stack.push_table(torch.tensor([k]), torch.ones(1, 3))
+    with pytest.raises(Outside):
+        stack.push_window(torch.tensor([100]), zero, one)
+    with pytest.raises(Outside):
+        stack.push_bits(torch.tensor([2]), one)
+    with pytest.raises(ValueError, match="not a number in"):
+        stack.pop_bits(one * float("nan"))
+    with pytest.raises(ValueError, match="zero or not a number"):
+        stack.pop_gaussian(zero, zero, 3)
 
 
 def test_windows_draw_from_the_gaussian() -> None:
