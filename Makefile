@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/expost demo
 
 test: check
-	$(BIN)/python -m pytest -q --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15
 
 check: $(STAMP)
 	$(BIN)/ruff check .
