@@ -1,7 +1,7 @@
 """A folder sorted by class beside its shuffled copy: every command's figures, of one model with the same weights.
 
     python benchmarks/sorted_folder.py DATA                             DATA: any labelled images, e.g. a folder of parquet files
-    python benchmarks/sorted_folder.py DATA --minutes 1 --n 300         a quick look
+    python benchmarks/sorted_folder.py DATA --steps 100 --n 300         a quick look
     python benchmarks/sorted_folder.py DATA --classes                   also `diagnose --classes`, which trains a classifier
 
 The data are written twice, into ``train``, ``val`` and ``test`` each: as PNG files in class folders, and as arrays in random order. A model is
@@ -88,11 +88,24 @@ def write(source: str, share: float, root: Path) -> dict[str, Path]:
     return names
 
 
-def runs(sets: dict[str, Path], minutes: float, root: Path) -> dict[str, Path]:
+def runs(sets: dict[str, Path], steps: int, root: Path) -> dict[str, Path]:
     """A run on each copy, with the same weights."""
     folders = {name: root / f"run-{name}" for name in sets}
     train = ("train", RECIPE, "--device", "cpu", "--budget", "cpu")
-    print(expost_(*train, "--data", sets["shuffled"], "--minutes", minutes, "--out", folders["shuffled"]).splitlines()[-2], flush=True)
+    print(
+        expost_(
+            *train,
+            "--data",
+            sets["shuffled"],
+            "--set",
+            "training.epochs=None",
+            "--set",
+            f"training.steps={steps}",
+            "--out",
+            folders["shuffled"],
+        ).splitlines()[-2],
+        flush=True,
+    )
     once = ("--set", "training.epochs=None", "--set", "training.steps=1")
     expost_(*train, "--data", sets["sorted"], *once, "--out", folders["sorted"])
     RunFolder.at(folders["sorted"]).save_model(load_run(folders["shuffled"], device="cpu").model)
@@ -175,7 +188,7 @@ def classes(images: Tensor, split: data.Split) -> int:
 def cli() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", help="labelled images: a data set by name, a folder or a file")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of training")
+    parser.add_argument("--steps", type=int, default=250, help="of training")
     parser.add_argument("--n", type=int, default=600, help="a part smaller than the splits")
     parser.add_argument("--val", type=float, default=0.2, help="share of the training images that becomes the validation folder")
     parser.add_argument("--extractor", default="random", help="of evaluate; the classifier takes long on large images")
@@ -185,7 +198,7 @@ def cli() -> None:
     with tempfile.TemporaryDirectory(prefix="sorted-folder-") as place:
         root = Path(place)
         sets = write(source, options.val, root)
-        folders = runs(sets, options.minutes, root)
+        folders = runs(sets, options.steps, root)
         (root / "shared_model.py").write_text(CODE.format(run=str(folders["shuffled"])))
         os.chdir(root)
         sys.path.insert(0, str(root))

@@ -138,9 +138,13 @@ def test_splits_and_lists_are_taken_and_the_rest_is_one_sentence() -> None:
     [
         (convolutional, pictures().float(), "whole numbers from 0.0 to 255.0: pass x.to.torch.uint8."),
         (convolutional, pictures().float() * 0.5, r"means lie in \[0, 1\].*reach from 0.0 to 127.5"),
-        (model, vectors(d=7), r"shape \(7,\) do not go through the encoder"),
-        (convolutional, pictures().repeat(1, 3, 1, 1), r"shape \(3, 8, 8\) do not go through the encoder"),
-        (lambda: model(prior=expost.StandardNormal(5)), vectors(), r"prior is on codes of shape \(5,\), the encoder makes \(2,\)"),
+        (model, vectors(d=7), r"the encoder does not take data of shape \(7,\)"),
+        (convolutional, pictures().repeat(1, 3, 1, 1), r"the encoder does not take data of shape \(3, 8, 8\)"),
+        (
+            lambda: model(prior=expost.StandardNormal(5)),
+            vectors(),
+            r"prior is for codes of 5 dimensions, and those of the encoder have shape \(2,\)",
+        ),
     ],
 )
 def test_what_a_model_cannot_take_is_said_before_training(build: Callable[[], Autoencoder], x: Tensor, message: str) -> None:

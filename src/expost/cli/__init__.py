@@ -16,6 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
 
@@ -93,7 +94,9 @@ def _run(arguments: list[str]) -> int:
             if os.environ.get("EXPOST_TRACEBACK"):
                 raise
             if speaks(command, error):
-                print(f"expost: {as_options(sentence(error, resumes=arguments[:1] == ['train']), command)}", file=sys.stderr)
+                print(
+                    f"expost: {as_options(sentence(error, resumes=arguments[:1] == ['train'] and _begun(error)), command)}", file=sys.stderr
+                )
             return getattr(error, "status", 2)
         except Exception as error:
             short = _short_of_memory(error)
@@ -179,6 +182,16 @@ def _shown() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", Note)
         yield
+
+
+def _begun(error: Exception) -> bool:
+    """Whether the file that failed belongs to a run of which something is trained."""
+    from expost.checkpoint import RunFolder
+
+    path = Path(str(getattr(error, "filename", None) or ""))
+    with contextlib.suppress(ValueError, OSError):
+        return any(RunFolder.at(folder).state().begun for folder in (path, path.parent))
+    return True
 
 
 def sentence(error: Exception, *, resumes: bool = False) -> str:

@@ -119,6 +119,7 @@ class Train(DataOptions, Shared):
         from expost.checkpoint import RunFolder
         from expost.devices import choose_device
         from expost.identity import stable_repr
+        from expost.locks import holder
         from expost.recipes.overrides import parse
         from expost.recipes.runs import plan, train_run
         from expost.trackers import check_trackers
@@ -132,7 +133,7 @@ class Train(DataOptions, Shared):
         model, _ = experiment.build(self.seed)
         parameters = sum(p.numel() for p in model.parameters())
         folder = self.out or Path("runs") / f"{self.recipe.replace('/', '-')}-{dataset.name}-{self.budget}-{self.seed}"
-        if self.resume and not RunFolder.at(folder).recipe_file.is_file():
+        if self.resume and not RunFolder.at(folder).recipe_file.is_file() and holder(folder) is None:
             raise ValueError(f"there is nothing to resume in {folder}: leave --resume out to start the training")
         echo(
             f"{self.recipe} on {dataset.name} {tuple(dataset.shape)}, {len(dataset.train.x)} training examples; "

@@ -371,7 +371,7 @@ def load_run(
     loading: Mapping[str, Any] | None = None,
     failed: bool = False,
 ) -> Run:
-    """A trained run from its folder; its data are loaded when they are first needed.
+    """A trained run from its folder; its data are loaded when they are first needed, or now if they are named here.
 
     One that is not finished has its weights so far, and costs an :class:`~expost.state.Unfinished` warning.
 
@@ -396,6 +396,8 @@ def load_run(
         checked(dataset)
     experiment, model = _rebuild(folder, saved, device, code)
     source = dataset or (lambda: checked(load_again(saved["data"], path, data_name=data_name, loading=loading)))
+    if callable(source) and (data_name is not None or loading):
+        source = source()  # what was named is looked at, also where it is not needed
     return Run(experiment, source, model, saved["seed"], folder)
 
 
