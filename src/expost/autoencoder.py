@@ -192,12 +192,12 @@ class Autoencoder(Density):
 
     def reconstruct(self, x: Tensor, *, batch_size: int = 500) -> Tensor:
         """point(p(x | point(q(z | x)))) for stored data, (n, *event) floats."""
-        with evaluating(self), _bar(as_data(x), "reconstructing") as bar:
+        with evaluating(self), _bar(x, "reconstructing") as bar:
             return torch.cat([point(self.decode(point(self.encode(self.stored(b))))) for b in bar.over(self._batches(x, batch_size), len)])
 
 
 def _bar(rows: Tensor, what: str) -> Bar:
-    return Bar(len(rows), what=what, after=1.0)
+    return Bar(len(as_data(rows)), what=what, after=1.0)
 
 
 def _concatenate(parts: list[Distribution]) -> Distribution:
