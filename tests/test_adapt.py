@@ -362,6 +362,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: wrap(Net(6, 4, lambda y: (y[:, :2], y[:, 2:] * math.nan)), Net(2, 6), X),
         "standard deviations .* hold NaN or infinity",
     ),
+    "complex codes": (lambda: wrap(Net(6, 2, lambda y: y.to(torch.complex64)), Net(2, 6), X), "encoder returns complex numbers"),
+    "complex images": (lambda: wrap(Net(6, 2), Net(2, 6, lambda y: y.to(torch.complex64)), X), "decoder returns complex numbers"),
     "NaN images": (lambda: wrap(Net(6, 2), Net(2, 6, lambda y: y * math.nan), X), "images of the decoder hold NaN"),
     "NaN away from the means": (lambda: wrap(Net(6, 4, split), Net(2, 6, Second(math.nan)), X), "gives no variance gamma"),
     "NaN in later data": (

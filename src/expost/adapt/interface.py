@@ -28,7 +28,7 @@ from expost.density import StandardNormal
 from expost.density.base import Density
 from expost.schema import Meta, convert, printable
 
-__all__ = ["LIKELIHOODS", "DecoderNet", "EncoderNet", "Interface", "Shape", "fits", "interface_of"]
+__all__ = ["LIKELIHOODS", "DecoderNet", "EncoderNet", "Interface", "Shape", "fits", "interface_of", "own"]
 
 #: Of one datum or code, as files may state it: what is larger would be allocated before it is found wrong.
 Shape = Annotated[tuple[Annotated[int, Meta(ge=1, le=2**24)], ...], Meta(min_length=1, max_length=5)]
@@ -162,6 +162,13 @@ def _ask(module: nn.Module, x: Tensor, what: str, remedy: str) -> Any:
         raise ValueError(f"{what} ({printable(said, 200)}): {remedy}") from error
 
 
+def own(answer: Tensor, dtype: torch.dtype, part: str) -> Tensor:
+    """A copy of what a module returned, which it may overwrite, in the precision of what it was given."""
+    if answer.is_complex():
+        raise ValueError(f"the {part} returns complex numbers ({answer.dtype}): let it return real ones, e.g. their .real")
+    return answer.to(dtype, copy=True)
+
+
 class EncoderNet(nn.Module):
     """A foreign encoder: x (n, *data_shape) in [0, 1] -> features (n, k) for the posterior's head."""
 
@@ -188,7 +195,7 @@ class EncoderNet(nn.Module):
                 f"the encoder returns codes of shape {tuple(first.shape)} for {len(x)} examples with codes of {self.interface.latent_shape}: it "
                 "must return one code per example"
             )
-        return joined(first, second, posterior).to(x.dtype, copy=True)  # the module may overwrite what it returned
+        return own(joined(first, second, posterior), x.dtype, "encoder")
 
     def extra_repr(self) -> str:
         return f"range={self.interface.input_range}, posterior={self.interface.posterior!r}"
@@ -210,7 +217,7 @@ class DecoderNet(nn.Module):
 
     def image(self, z: Tensor) -> Tensor:
         """The module's image as it makes it, in the shape of the data: it must have that shape, the encoder's, or be flat."""
-        raw = read_image(self.answer(z)).to(z.dtype, copy=True)  # the module may overwrite what it returned
+        raw = own(read_image(self.answer(z)), z.dtype, "decoder")
         if self.interface.likelihood == "custom":
             return raw
         if not raw.dim() or len(raw) != len(z):

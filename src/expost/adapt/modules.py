@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from expost import heads
-from expost.adapt.interface import DecoderNet, EncoderNet, Interface, Likelihood
+from expost.adapt.interface import DecoderNet, EncoderNet, Interface, Likelihood, own
 from expost.adapt.outputs import POSTERIORS, Posterior, read_code
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density.base import Density
@@ -156,7 +156,7 @@ def _probe(
         raise ValueError(
             f"the encoder returns codes of shape {tuple(first.shape)} for {len(x)} examples: it must return one code per example"
         )
-    first = first.clone()  # the module may overwrite what it returned
+    first = own(first, first.dtype, "encoder")
     again = read_code(net.answer(x), posterior)[1]
     finite(first, "codes of the encoder")
     if not torch.equal(first, again) and not torch.allclose(first, again, rtol=1e-3, atol=1e-5):
