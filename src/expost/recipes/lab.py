@@ -15,7 +15,7 @@ from expost import data
 from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
-from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, metrics_code
+from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, ScoresValue, metrics_code
 from expost.recipes.base import BudgetName, Experiment
 from expost.recipes.runs import Run, load_run, plan, train_run
 from expost.train import Watch
@@ -113,9 +113,9 @@ class Lab:
         run = self.run(recipe, settings)
         assert run.folder is not None
         extractor, notes = self.extractor(run.dataset)
-        saved = run.folder.results().get(f"{KEEP}{extractor.label}", {})
-        known = saved.get("code") == metrics_code() and saved["n"] == min(n, len(run.dataset.val.x), len(run.dataset.test.x))
-        if known:
+        saved = run.folder.result(f"{KEEP}{extractor.label}", ScoresValue)
+        most = min(n, len(run.dataset.val.x), len(run.dataset.test.x))
+        if saved is not None and saved["code"] == metrics_code() and saved["n"] == most:
             if {f"samples {d}" for d in densities} <= saved["rows"].keys() and set(groups) <= set(saved["groups"]):
                 return Scores.from_json(saved)
             before = (row.removeprefix("samples ") for row in saved["rows"] if row.startswith("samples "))
