@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from expost.cli.options import OpensModel
 from expost.files import load_tensors
 from expost.recipes import load_run, plan, train_run
 from expost.recipes.runs import load_model
-from expost.state import FailedRun, Unfinished
+from expost.state import FailedRun, Note, Unfinished
 from expost.training import Training
 from toys import model, vectors
 
@@ -241,6 +242,37 @@ def test_fit_leaves_nothing_of_a_first_loss_that_is_not_finite(tmp_path: Path) -
     assert history.stopped.startswith("the loss is not finite before the first update: scale the data, which reach from -")
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("scale", "lr", "says"),
+    [(1.0, 1e-3, None), (1e9, 1e-3, "scale the data, which reach from -"), (1.0, 1e3, "lower the learning rate or clip gradients")],
+)
+def test_a_loss_that_is_finite_and_absurd_is_said(scale: float, lr: float, says: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = expost.fit(
+            model(heads.Dirac()), expost.RAE(), scale * vectors(), training=Training(steps=20, lr=lr, log_every=1), device="cpu"
+        )
+    assert history.stopped == "finished"
+    said = [str(warning.message) for warning in caught if isinstance(warning.message, Note)]
+    assert len(said) == (says is not None)
+    assert says is None or (said[0].startswith("the loss went from ") and says in said[0])
+
+
+@pytest.mark.parametrize("command", [["claims", "E1"], ["sweep", "ghosh2020/ae", "--data", "digits"], ["reproduce", "yu2020/table1"]])
+def test_runs_lie_in_a_folder_of_runs(
+    command: list[str], runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for place, says in ((tmp_path / "file" / "lab", "file is a file"), (runs["finished"], "is a run itself")):
+        assert run(*command, "--runs", place) == 2
+        said = capsys.readouterr()
+        assert says in said.err
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_crash_later_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
