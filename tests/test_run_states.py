@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +244,49 @@ def test_fit_leaves_nothing_of_a_first_loss_that_is_not_finite(tmp_path: Path) -
     assert history.stopped.startswith("the loss is not finite before the first update: scale the data, which reach from -")
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+#: Files whose writing is the last thing that a killed training does: which, for the how many-th time, whether it still gets its name.
+KILLS = [
+    ("recipe.json", 1, False), ("recipe.json", 1, True), ("state.json", 2, True), ("checkpoint.safetensors", 1, False),
+    ("checkpoint.safetensors", 1, True), ("checkpoint.safetensors", 2, False), ("model.safetensors", 1, False), ("model.safetensors", 1, True),
+    ("state.json", -1, False), ("state.json", -1, True), ("results.json", 1, False), ("densities/gaussian.safetensors", 1, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "time", "done"), KILLS)
+def test_a_run_that_is_killed_at_any_moment_goes_on(
+    file: str, time: int, done: bool, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command = [*RECIPE, "--set", "training.checkpoint_every=1e-9", "--out", folder]
+    last = time == -1
+    child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        seen, real = [0], os.replace
+
+        def replaced(source: Any, target: Any) -> None:
+            hit = Path(target) == folder / file and (not last or json.loads(Path(source).read_text())["state"] == "finished")
+            seen[0] += hit
+            if hit and (last or seen[0] == time):
+                if done:
+                    real(source, target)
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(source, target)
+
+        os.replace = replaced
+        run(*command)
+        run("density", folder, "gaussian", "--device", "cpu")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it was killed there"
+    before = RunFolder.at(folder).state().name
+    assert before in ("new", "planned", "stopped", "finished")
+    assert run(*command, *(["--resume"] if before != "new" else [])) == 0, capsys.readouterr().err
+    assert run("density", folder, "gaussian", "--device", "cpu") == 0
+    whole, ended = (load_tensors(f / "model.safetensors", "x")[0] for f in (runs["finished"], folder))
+    assert all(torch.equal(whole[key], ended[key]) for key in whole)
+    names = {f.name for f in folder.iterdir() if not f.name.endswith((".tmp.json", ".tmp.csv", ".tmp.safetensors"))}
+    assert names <= {"densities", "history.csv", "model.safetensors", "recipe.json", "results.json", "state.json"}
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,7 @@ def holder(folder: Path) -> str | None:
         return None
     if locks is None:
         return _who(folder)[0]
-    if locks:
-        _give_back(lock)
+    lock.release()  # the file stays: it tells a folder in which a start was killed
     return None
 
 

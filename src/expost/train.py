@@ -615,8 +615,8 @@ class _Fit:
             self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
             with keep(self.folder.path):
                 self.folder.write_history(self.history.to_csv())
-            self._record("failed" if self.history.failed else "finished", self.history.stopped)
             self.folder.checkpoint_file.unlink(missing_ok=True)
+            self._record("failed" if self.history.failed else "finished", self.history.stopped)
         if self.processes.main:
             self._question()
         self.processes.wait()
