@@ -24,6 +24,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -50,6 +51,7 @@ class Kind:
         output: the file that the command writes.
         content: what of it must be the same.
         sorts: sorts of mutations by name.
+        folder: a folder that the command changes, and that is as it was before every trial; it holds ``file``.
     """
 
     file: Path
@@ -57,6 +59,19 @@ class Kind:
     output: Path
     content: Callable[[Path], bytes]
     sorts: dict[str, Mutations] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def restore(self) -> None:
+        """Put the folder back, but for the damaged file."""
+        if self.folder is None:
+            return
+        data, pristine = self.file.read_bytes(), self.folder.with_name(f"{self.folder.name}.pristine")
+        if pristine.exists():
+            shutil.rmtree(self.folder)
+            shutil.copytree(pristine, self.folder)
+        else:
+            shutil.copytree(self.folder, pristine)
+        self.file.write_bytes(data)
 
 
 # -- mutations of any file ----------------------------------------------------------------------------------------------------------------
@@ -304,6 +319,77 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
 }
 
 
+# -- states, records and caches -----------------------------------------------------------------------------------------------------------
+
+
+def goes_on(file: str, sorts: dict[str, Mutations]) -> Callable[[Path], Kind]:
+    """A file of a run that was stopped, which ``train --resume`` brings to its end."""
+
+    def prepare(folder: Path) -> Kind:
+        run = folder / "stopped"
+        command = ["train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(run)]
+        command += ["--set", "training.steps=3"]
+        expost(*command, "--minutes", "1e-9")
+        return Kind(run / file, [*command, "--resume"], run / "model.safetensors", arrays_of, sorts, run)
+
+    return prepare
+
+
+def in_cache(pattern: str, command: list[str], sorts: dict[str, Mutations], data: str = "digits") -> Callable[[Path], Kind]:
+    """A file of the cache, which the command makes; or images that it reads."""
+
+    def prepare(folder: Path) -> Kind:
+        from expost.data import mapped
+
+        rng = np.random.default_rng(0)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        for name in "ab":
+            np.savez(folder / f"{name}.npz", images=rng.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8))
+        mapped.LIMIT = 1000 if data != "digits" else None
+        words = [word.format(here=folder) for word in command]
+        run = folder / "run"
+        if words[0] == "evaluate":
+            small = ["--budget", "smoke", "--set", "network=mlp", "--device", "cpu"]
+            expost("train", "ghosh2020/ae", "--data", data.format(here=folder), *small, "--out", str(run))
+        expost(*words)
+        file = min(folder.glob(pattern))
+        output, content = (run / "results.json", figures) if words[0] == "evaluate" else (folder / "out.json", Path.read_bytes)
+        return Kind(file, words, output, content, sorts, folder / "cache" if file.parent != folder else None)
+
+    return prepare
+
+
+COMPARE = [
+    "compare",
+    "{here}/a.npz",
+    "{here}/b.npz",
+    "--extractor",
+    "random",
+    "--no-controls",
+    "--metrics",
+    "fd",
+    "neighbours",
+    "--out",
+    "{here}/out.json",
+]
+EVALUATE = ["evaluate", "{here}/run", "--n", "10", "--metrics", "fd", "--density", "gaussian", "--device", "cpu", "--extractor"]
+BYTES: dict[str, Mutations] = {"bytes": random_bytes}
+JSON: dict[str, Mutations] = {"bytes": random_bytes, "JSON values": json_values}
+
+KINDS |= {
+    "state": of_run("state.json", "sample", JSON),
+    "results": of_run("results.json", "evaluate", JSON),
+    "checkpoint": goes_on("checkpoint.safetensors", {"bytes": random_bytes, "header": tensor_headers}),
+    "stopped state": goes_on("state.json", JSON),
+    "stopped recipe": goes_on("recipe.json", JSON),
+    "images": in_cache("a.npz", COMPARE, BYTES),
+    "features": in_cache("cache/expost/features/*[0-9a-f].npy", COMPARE, BYTES),
+    "classifier": in_cache("cache/expost/classifiers/*.safetensors", [*EVALUATE, "classifier"], BYTES),
+    "decoded data": in_cache("cache/expost/data/*.map", [*EVALUATE, "pixels"], BYTES, "{here}/a.npz"),
+    "index of data": in_cache("cache/expost/data/*.json", [*EVALUATE, "pixels"], JSON, "{here}/a.npz"),
+}
+
+
 # -- trials -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +411,9 @@ def outcome(kind: Kind, said: Path, right: bytes | None) -> tuple[str, str]:
     """Run the command and judge: a word and what it printed."""
     from expost.cli import main
 
-    kind.output.unlink(missing_ok=True)
+    kind.restore()
+    if kind.output != kind.file:
+        kind.output.unlink(missing_ok=True)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -340,7 +428,10 @@ def outcome(kind: Kind, said: Path, right: bytes | None) -> tuple[str, str]:
     text = said.read_text(errors="replace")
     if status == 0:
         return ("same" if right is None or kind.content(kind.output) == right else "other"), text
-    clean = text.startswith("expost: ") and text.count("\n") == 1 and text[:-1].isprintable() and not kind.output.exists()
+    said = [line for line in text.splitlines() if line.startswith("expost: ")]
+    alone = text.count("\n") == 1 or kind.command[0] == "train"  # which says first what it is about
+    absent = kind.output == kind.file or not kind.output.exists()
+    clean = len(said) == 1 and text.endswith(f"{said[0]}\n") and alone and text.replace("\n", "").isprintable() and absent
     return ("sentence" if clean else "traceback"), text
 
 

@@ -38,7 +38,13 @@ def test_verdicts_are_cached_by_content(tmp_path: Path, capsys: pytest.CaptureFi
     assert check_claims("C13", "digits", "smoke", 0, tmp_path, "cpu") == []
     assert (tmp_path / "claims.json").read_text() == written
     assert "C13  M  holds" in capsys.readouterr().out
-    for damaged in ("", "[]", written[:40], written.replace('"holds": true', '"holds": "x"')):
+    for damaged in (
+        "",
+        "[]",
+        written[:40],
+        written.replace('"holds": true', '"holds": "x"'),
+        written.replace('"holds": true', '"holds": false'),
+    ):
         (tmp_path / "claims.json").write_text(damaged)
         assert check_claims("C13", "digits", "smoke", 0, tmp_path, "cpu") == []
         assert "C13  M  holds" in capsys.readouterr().out

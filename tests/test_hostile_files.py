@@ -164,6 +164,88 @@ def test_damaged_results_are_set_aside(tmp_path: Path) -> None:
         assert (tmp_path / "results.json.damaged").read_text() == damaged
 
 
+@pytest.mark.parametrize("change", ["a value", "a word", "a list", "nothing"])
+def test_a_changed_state_or_result_is_not_used(change: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checksum finds what the types allow; older versions wrote none."""
+    folder = RunFolder.at(copied)
+    for file, key, value, read in (
+        (folder.state_file, "state", "failed", folder.state),
+        (folder.results_file, "training", {"images": 1}, folder.results),
+    ):
+        found, before = json.loads(file.read_text()), read()
+        if change == "nothing":
+            del found["checksum"]
+            file.write_text(json.dumps(found))
+            assert read() == before
+            continue
+        changed = {"a value": {**found, key: value}, "a word": {**found, "checksum": "x"}, "a list": [found]}[change]
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"{file} is damaged or is not the .* delete it"):
+            read()
+    if change == "a value":
+        assert main(["sample", str(copied), "--density", "gmm:3", "--n", "2", "--out", str(copied / "s.npz"), "--device", "cpu"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        folder.state_file.unlink()  # as the sentence says
+        assert folder.state().name == "finished"
+
+
+def test_results_of_another_form_are_measured_again(tmp_path: Path) -> None:
+    folder = RunFolder.at(tmp_path)
+    folder.add_results("a", {"x": "1"})
+    assert folder.result("a", dict[str, float]) is None
+    assert folder.result("a", dict[str, str]) == {"x": "1"}
+    assert folder.result("b", dict[str, str]) is None
+
+
+def test_the_record_of_a_training_is_read_where_it_has_a_checksum(copied: Path) -> None:
+    """history.csv is for people: what becomes of it changes no figure."""
+    folder = RunFolder.at(copied)
+    before = folder.rows()
+    folder.history_file.write_text(folder.history_file.read_text().replace("1", "7"))
+    assert folder.rows() == before
+    data = folder.model_file.read_bytes()
+    assert data.count(b'distortion\\": ') > 1
+    folder.model_file.write_bytes(data.replace(b'distortion\\": ', b'distortion\\": 1', 1))
+    with pytest.raises(ValueError):
+        folder.rows()
+
+
+#: What writes into a run, with what it must not have written there while another process holds the lock.
+WRITERS = {
+    "density": (["{run}", "gaussian"], "densities/gaussian.safetensors"),
+    "sample": (["{run}", "--density", "gaussian", "--n", "2", "--out", "{new}/s.npz"], "densities/gaussian.safetensors"),
+    "evaluate": (["{run}", "--n", "20", "--extractor", "pixels", "--metrics", "fd", "--density", "gmm:3"], "samples.png"),
+    "diagnose": (["{run}", "--n", "40", "--density", "gmm:3"], "diagnosis/report.html"),
+}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_every_writer_takes_the_lock(command: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, file = WRITERS[command]
+    before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
+    words = [word.format(run=copied, new=tmp_path / "new") for word in arguments]
+    held, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with hold(copied):
+            held.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    try:
+        assert main([command, *words, "--device", "cpu"]) == 0
+    finally:
+        over.set()
+        thread.join()
+    assert "note: not kept: " in (said := capsys.readouterr().err)
+    assert f"is being trained by process {os.getpid()} on " in said
+    assert {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()} == before
+    assert main([command, *words, "--device", "cpu"]) == 0
+    assert (copied / file).is_file()
+
+
 def test_a_run_that_is_being_trained_is_not_trained_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")]
     held, over = threading.Event(), threading.Event()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from expost.cli.options import OpensModel
 from expost.files import load_tensors
 from expost.recipes import load_run, plan, train_run
 from expost.recipes.runs import load_model
-from expost.state import FailedRun, Unfinished
+from expost.state import FailedRun, Note, Unfinished
 from expost.training import Training
 from toys import model, vectors
 
@@ -241,6 +244,80 @@ def test_fit_leaves_nothing_of_a_first_loss_that_is_not_finite(tmp_path: Path) -
     assert history.stopped.startswith("the loss is not finite before the first update: scale the data, which reach from -")
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+#: Files whose writing is the last thing that a killed training does: which, for the how many-th time, whether it still gets its name.
+KILLS = [
+    ("recipe.json", 1, False), ("recipe.json", 1, True), ("state.json", 2, True), ("checkpoint.safetensors", 1, False),
+    ("checkpoint.safetensors", 1, True), ("checkpoint.safetensors", 2, False), ("model.safetensors", 1, False), ("model.safetensors", 1, True),
+    ("state.json", -1, False), ("state.json", -1, True), ("results.json", 1, False), ("densities/gaussian.safetensors", 1, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "time", "done"), KILLS)
+def test_a_run_that_is_killed_at_any_moment_goes_on(
+    file: str, time: int, done: bool, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command = [*RECIPE, "--set", "training.checkpoint_every=1e-9", "--out", folder]
+    last = time == -1
+    child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        seen, real = [0], os.replace
+
+        def replaced(source: Any, target: Any) -> None:
+            hit = Path(target) == folder / file and (not last or json.loads(Path(source).read_text())["state"] == "finished")
+            seen[0] += hit
+            if hit and (last or seen[0] == time):
+                if done:
+                    real(source, target)
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(source, target)
+
+        os.replace = replaced
+        run(*command)
+        run("density", folder, "gaussian", "--device", "cpu")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it was killed there"
+    before = RunFolder.at(folder).state().name
+    assert before in ("new", "planned", "stopped", "finished")
+    assert run(*command, *(["--resume"] if before != "new" else [])) == 0, capsys.readouterr().err
+    assert run("density", folder, "gaussian", "--device", "cpu") == 0
+    whole, ended = (load_tensors(f / "model.safetensors", "x")[0] for f in (runs["finished"], folder))
+    assert all(torch.equal(whole[key], ended[key]) for key in whole)
+    names = {f.name for f in folder.iterdir() if not f.name.endswith((".tmp.json", ".tmp.csv", ".tmp.safetensors"))}
+    assert names <= {"densities", "history.csv", "model.safetensors", "recipe.json", "results.json", "state.json"}
+
+
+@pytest.mark.parametrize(
+    ("scale", "lr", "says"),
+    [(1.0, 1e-3, None), (1e9, 1e-3, "scale the data, which reach from -"), (1.0, 1e3, "lower the learning rate or clip gradients")],
+)
+def test_a_loss_that_is_finite_and_absurd_is_said(scale: float, lr: float, says: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = expost.fit(
+            model(heads.Dirac()), expost.RAE(), scale * vectors(), training=Training(steps=20, lr=lr, log_every=1), device="cpu"
+        )
+    assert history.stopped == "finished"
+    said = [str(warning.message) for warning in caught if isinstance(warning.message, Note)]
+    assert len(said) == (says is not None)
+    assert says is None or (said[0].startswith("the loss went from ") and says in said[0])
+
+
+@pytest.mark.parametrize("command", [["claims", "E1"], ["sweep", "ghosh2020/ae", "--data", "digits"], ["reproduce", "yu2020/table1"]])
+def test_runs_lie_in_a_folder_of_runs(
+    command: list[str], runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for place, says in ((tmp_path / "file" / "lab", "file is a file"), (runs["finished"], "is a run itself")):
+        assert run(*command, "--runs", place) == 2
+        said = capsys.readouterr()
+        assert says in said.err
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_crash_later_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,16 @@ def test_arrays_that_are_no_images_are_refused(tmp_path: Path) -> None:
         ArraySet(tmp_path / "large.npy").read(0, 1)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_changed_value_in_an_archive_is_found(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "x.npz", images=pictures(5).numpy())
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npz cannot be read, it is damaged"):
+        ArraySet(tmp_path / "x.npz")
+
+
 def test_an_unpacked_archive_goes_with_its_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 

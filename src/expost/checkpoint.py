@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from expost.files import NotKept, keep, load_tensors, read_json, read_meta, save_tensors, write_json, write_text
+from expost.files import NotKept, keep, load_tensors, read_json, read_meta, read_signed, save_tensors, write_json, write_signed, write_text
 from expost.history import History
 from expost.identity import experiment_name
 from expost.locks import trainer, writing
@@ -33,6 +33,7 @@ from expost.state import FailedRun, State, StateName, Unfinished
 
 __all__ = ["DataDescription", "Description", "RunFolder", "bounded", "check_state", "load_weights", "prefixed", "split_prefix", "versions"]
 
+T = TypeVar("T")
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Pixels = Annotated[int, Meta(ge=1, le=2**24)]
 
@@ -226,7 +227,11 @@ class RunFolder:
         """
         said: _Recorded = {"state": "planned" if self.recipe_file.is_file() else "new", "at": "", "why": ""}
         if self.state_file.is_file():
-            said = convert(read_json(self.state_file, "the state of a run"), _Recorded, f"{self.state_file} is not the state of a run")
+            what, remedy = "the state of a run", "delete it, the other files of the run tell the same"
+            try:
+                said = convert(read_signed(self.state_file, what, remedy), _Recorded, f"{self.state_file} is not {what}")
+            except ValueError as error:
+                raise ValueError(str(error) if str(error).endswith(remedy) else f"{error}: {remedy}") from None
         if said["state"] in ("finished", "failed"):
             return State(said["state"], said["at"], said["why"])
         if (who := trainer(self.path)) is not None:
@@ -238,14 +243,25 @@ class RunFolder:
         return State("stopped" if history.stopped == "time" else "failed" if history.failed else "finished", why=history.stopped)
 
     def write_state(self, state: State) -> None:
-        write_json(self.state_file, {"state": state.name, "at": state.at, "why": state.why})
+        write_signed(self.state_file, {"state": state.name, "at": state.at, "why": state.why})
 
     def history(self) -> History | None:
         """How the training has gone, as the file of the weights tells; None if it does not, as for wrapped models."""
         try:
-            return History.from_json(read_meta(self.weights_file, "the weights of a run").get("history"))
+            return self._history()
         except ValueError:
             return None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the training's history, as the file of the weights holds them, under its checksum; history.csv is for people.
+
+        Raises:
+            ValueError: it holds none, or is damaged.
+        """
+        return self._history().rows
+
+    def _history(self) -> History:
+        return History.from_json(read_meta(self.weights_file, "the weights of a run").get("history"), str(self.weights_file))
 
     def check_usable(self, *, failed: bool = False) -> None:
         """The one door to the weights of a run: those of an unfinished one cost a warning, a failed one is refused.
@@ -270,7 +286,8 @@ class RunFolder:
             raise ValueError(f"the run {self.path} has no weights yet, since it is {doing}")
         doing = f"is being trained by {found.why}" if running else "is not finished"
         at = f" ({found.at})" if found.at else ""
-        warnings.warn(f"{self.path} {doing}{at}: used are its weights so far; training goes on with --resume", Unfinished, stacklevel=2)
+        on = "training goes on with --resume" if self.checkpoint_file.is_file() else "an older version left no checkpoint to go on from"
+        warnings.warn(f"{self.path} {doing}{at}: used are its weights so far; {on}", Unfinished, stacklevel=2)
 
     def forget(self) -> None:
         """Remove what was trained, so that it can be trained from its beginning."""
@@ -288,10 +305,15 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         if not self.results_file.is_file():
             return {}
-        found = read_json(self.results_file, "the results of a run")
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.results_file} is damaged or is not the results of a run: restore it from a copy, or make it again")
-        return found
+        return read_signed(self.results_file, "the results of a run", "restore it from a copy, or delete it to measure them again")
+
+    def result(self, key: str, kind: type[T]) -> T | None:
+        """One entry of results.json; None, to be measured again, if it is not there or is something else than it should be."""
+        found = self.results().get(key)
+        try:
+            return None if found is None else convert(found, kind, key)
+        except ValueError:
+            return None
 
     def add_results(self, key: str, value: Any) -> None:
         """Set one entry of results.json, keeping the others, whoever else writes to it; one that is damaged is set aside, not overwritten.
@@ -306,7 +328,7 @@ class RunFolder:
                 self.results_file.replace(aside)
                 warnings.warn(f"{self.results_file} was damaged and is now {aside}", NotKept, stacklevel=2)
                 others = {}
-            write_json(self.results_file, {**others, key: value})
+            write_signed(self.results_file, {**others, key: value})
 
     def keep(self, key: str, value: Any) -> None:
         """:meth:`add_results` of what has been shown: what cannot be written costs a warning, and so does a run that goes on, which changes."""

@@ -29,7 +29,7 @@ from expost.state import Note
 
 __all__ = [
     "NotKept", "Room", "atomic", "cache_folder", "cached", "check_output", "is_sealed", "keep", "load_tensors", "read_checked", "read_json", "read_meta",
-    "save_tensors", "seal", "write_checked", "write_json", "write_text",
+    "read_signed", "save_tensors", "seal", "write_checked", "write_json", "write_signed", "write_text",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -290,6 +290,30 @@ def read_checked(path: str | Path, what: str) -> Any:
     if not isinstance(found, dict) or "value" not in found or found.get("checksum") != checksum(json.dumps(found["value"]), {}):
         raise ValueError(f"{path} is damaged or is not {what}: delete it")
     return found["value"]
+
+
+def write_signed(path: str | Path, value: dict[str, Any]) -> None:
+    """A JSON object with a checksum of its other fields as its last one, for :func:`read_signed`."""
+    write_json(path, {**value, "checksum": checksum(json.dumps(value), {})})
+
+
+def read_signed(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object of a file, without its checksum; ``ValueError`` if it is not what was written. Older versions wrote no checksum.
+
+    Args:
+        remedy: what to do about a damaged one, for the sentence.
+    """
+    try:
+        found = read_json(path, what)
+        whole = isinstance(found, dict)
+        if whole and "checksum" in found:
+            said = found.pop("checksum")
+            whole = said == checksum(json.dumps(found), {})
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged or is not {what}: {remedy}")
+    return found
 
 
 def seal(path: str | Path) -> None:

@@ -3,10 +3,9 @@
 A training holds it from its beginning to its end (:func:`hold`); whoever adds a result, a density or pictures to the folder takes it for that
 moment and waits for others who do (:func:`writing`). Reading needs no lock: files are whole or absent.
 
-The lock is ``flock`` on a file in the folder, so it works between processes of one machine and, where the file system passes locks on (NFS
-since Linux 2.6.12, Lustre and GPFS as they are usually mounted), between the nodes of a cluster. A killed holder leaves a file but no lock,
-hence there are no stale locks to recognise. The file's content says who holds it, for people. It is taken without waiting and asked who holds
-it without taking it; ``filelock`` does neither, and leaves its file behind.
+The lock is ``filelock``'s on a file in the folder (``flock``, or its like on Windows), so it works between processes of one machine and, where
+the file system passes locks on (NFS since Linux 2.6.12, Lustre and GPFS as they are usually mounted), between the nodes of a cluster. A killed
+holder leaves a file but no lock, hence there are no stale locks to recognise. The file's content says who holds it, for people.
 """
 
 from __future__ import annotations
@@ -21,11 +20,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from expost.schema import printable
 
 __all__ = ["Locked", "hold", "holder", "trainer", "training", "writing"]
 
 NAME = "training.lock"
+#: Seconds for which a lock is waited for: as long as others may take it to ask whether anybody holds it, and longer.
+GLIMPSE = 0.2
 #: What a file system without locks answers.
 WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -51,15 +54,16 @@ def hold(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def writing(folder: Path, *, wait: float = 60.0) -> Iterator[None]:
-    """Hold the lock of a folder for a moment, waiting for others who do; whoever holds it already just goes on.
+    """Hold the lock of a folder, or of the run in which it lies, for a moment, waiting for others who do; whoever holds it already just goes on.
 
     Raises:
         Locked: a training holds it, or somebody else for longer than ``wait`` seconds.
     """
+    folder = next((path for path in (folder, *folder.parents) if (path / "recipe.json").is_file()), folder)
     if _key(folder) in getattr(_own, "folders", ()):
         yield
         return
-    end, pause = time.monotonic() + wait, 0.001
+    end = time.monotonic() + wait
     with ExitStack() as stack:
         while True:
             try:
@@ -68,8 +72,6 @@ def writing(folder: Path, *, wait: float = 60.0) -> Iterator[None]:
             except Locked as error:
                 if "being trained" in str(error) or time.monotonic() > end:
                     raise
-            time.sleep(pause)
-            pause = min(2 * pause, 0.1)
         yield
 
 
@@ -90,57 +92,31 @@ def _key(folder: Path) -> tuple[int, str]:
 @contextmanager
 def _held(folder: Path, what: str) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
-    handle, locks = _take(path)
-    key = _key(folder)
+    lock, key = _lock(folder), _key(folder)
+    locks = _taken(lock)
+    if locks is None:
+        who, doing = _who(folder)
+        raise Locked(f"{folder} is being {doing} by {who}: wait for it, or stop it")
     try:
-        with suppress(OSError):  # on a full disk the lock holds as well without a word of whose it is
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "what": what}).encode(), 0)
+        with suppress(OSError):  # on a full disk, and on Windows, the lock holds as well without a word of whose it is
+            (folder / NAME).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "what": what}))
         _own.folders = {*getattr(_own, "folders", ()), key}
         yield locks
     finally:
         _own.folders = {*getattr(_own, "folders", ())} - {key}
-        path.unlink(missing_ok=True)  # while it is held: whoever waits on this file finds that it is no longer the one of that name
-        os.close(handle)
+        _give_back(lock)
 
 
-def _take(path: Path) -> tuple[int, bool]:
-    """A descriptor that holds the lock of the file which now has this name."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            locks = _flock(handle)
-            if not locks or _same(handle, path):
-                return handle, locks
-        except BlockingIOError:
-            os.close(handle)
-            who, what = _who(path)
-            raise Locked(f"{path.parent} is being {what} by {who}: wait for it, or stop it") from None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / NAME, fallback_to_soft=False)
 
 
-def _same(handle: int, path: Path) -> bool:
-    """Whether the open file still has this name."""
+def _taken(lock: FileLock) -> bool | None:
+    """Take a lock: true; false where the file system has none, None if another has it."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _flock(handle: int, *, shared: bool = False) -> bool:
-    """Lock without waiting; false where there are no locks, ``BlockingIOError`` if another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+        lock.acquire(timeout=GLIMPSE, poll_interval=0.01)
+    except Timeout:
+        return None
     except OSError as error:
         if error.errno in WITHOUT:
             return False
@@ -148,19 +124,27 @@ def _flock(handle: int, *, shared: bool = False) -> bool:
     return True
 
 
+def _give_back(lock: FileLock) -> None:
+    """Release a lock and remove its file while it is held: whoever waits on this file finds that it is no longer the one of that name."""
+    with suppress(OSError):  # Windows keeps the file of a lock that is held
+        os.unlink(lock.lock_file)
+    lock.release()
+
+
 def holder(folder: Path) -> str | None:
-    """Who trains the run in this folder, e.g. ``"process 4711 on node3"``, or None."""
-    path = folder / NAME
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except OSError:  # no file: nobody; one that may not be opened is the training's to complain about
+    """Who trains the run in this folder, or writes to it, e.g. ``"process 4711 on node3"``, or None."""
+    if _key(folder) in getattr(_own, "folders", ()):
+        return _who(folder)[0]
+    if not (folder / NAME).exists():
         return None
+    lock = _lock(folder)
     try:
-        _flock(handle, shared=True)
-    except BlockingIOError:
-        return _who(path)[0]
-    finally:
-        os.close(handle)
+        locks = _taken(lock)
+    except OSError:  # one that may not be opened is the training's to complain about
+        return None
+    if locks is None:
+        return _who(folder)[0]
+    lock.release()  # the file stays: it tells a folder in which a start was killed
     return None
 
 
@@ -168,15 +152,15 @@ def trainer(folder: Path) -> str | None:
     """Who else trains the run in this folder, or None."""
     if _key(folder) in getattr(_own, "folders", ()) or holder(folder) is None:
         return None
-    who, what = _who(folder / NAME)
+    who, what = _who(folder)
     return who if what == "trained" else None
 
 
-def _who(path: Path) -> tuple[str, str]:
+def _who(folder: Path) -> tuple[str, str]:
     """Who holds the lock, and what is being done; older versions did not write the latter, since they only trained."""
     try:
-        known = json.loads(path.read_text())
-        return f"process {known['pid']} on {printable(str(known['host']))}", "written to" if known.get(
+        known = json.loads((folder / NAME).read_text())
+        return f"process {int(known['pid'])} on {printable(str(known['host']))}", "written to" if known.get(
             "what"
         ) == "written to" else "trained"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 __all__ = ["Curve", "Result", "Series", "Table", "format_number"]
 
@@ -28,6 +28,19 @@ def format_number(value: Any) -> str:
         magnitude = math.floor(math.log10(abs(value))) if value else 0
         return f"{value:.{max(0, 3 - magnitude) if magnitude >= 0 else 2 - magnitude}f}"
     return str(value)
+
+
+class ResultValue(TypedDict):
+    """What :meth:`Result.to_json` gives."""
+
+    name: str
+    value: float | None
+    error: float | None
+    n: int | None
+    unit: str
+    notes: list[str]
+    details: dict[str, float]
+    context: dict[str, str | int | float]
 
 
 @dataclass(frozen=True)

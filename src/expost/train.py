@@ -46,7 +46,7 @@ from expost.progress import Bar
 from expost.schedules import Plateau
 from expost.schema import Meta
 from expost.seeds import permutation, seed_from, seeded
-from expost.state import State, StateName, leaving_nothing, made
+from expost.state import Note, State, StateName, leaving_nothing, made
 from expost.tensors import as_data, batches, check_finite, check_levels, like, spelled, unit
 from expost.trackers import Trackers, check_trackers
 from expost.training import Training, automatic_precision
@@ -70,6 +70,9 @@ class _State(TypedDict):
 
 READ_AHEAD = 2**29
 """Bytes of data from which batches are gathered one step ahead."""
+
+ABSURD = 1e4
+"""Nats per number of an example above which a loss, and times by which one that grows, is said to be absurd, finite as it is."""
 
 FAR = 100.0
 """Values of data that are said to be large where the loss is not finite."""
@@ -612,9 +615,24 @@ class _Fit:
             self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
             with keep(self.folder.path):
                 self.folder.write_history(self.history.to_csv())
-            self._record("failed" if self.history.failed else "finished", self.history.stopped)
             self.folder.checkpoint_file.unlink(missing_ok=True)
+            self._record("failed" if self.history.failed else "finished", self.history.stopped)
+        if self.processes.main:
+            self._question()
         self.processes.wait()
+
+    def _question(self) -> None:
+        """A warning where the loss is finite, and yet no result of a training that went well."""
+        losses = self.history.curve("total").y
+        if self.history.failed or not losses:
+            return
+        first, last, dims = losses[0], losses[-1], math.prod(self.x.shape[1:])
+        went = f"the loss went from {first:.3g} to {last:.3g} nats per example: "
+        if last > ABSURD * max(dims, abs(first)):
+            warnings.warn(f"{went}lower the learning rate or clip gradients (clip=1)", Note, stacklevel=2)
+        elif last > ABSURD * dims:
+            low, high = (float(v) for v in self.last.aminmax())
+            warnings.warn(f"{went}scale the data, which reach from {low:.3g} to {high:.3g}", Note, stacklevel=2)
 
 
 @contextmanager

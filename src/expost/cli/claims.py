@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from expost.evaluate.protocol import metrics_code
-from expost.files import keep, read_json, write_json
+from expost.files import keep, read_signed, write_signed
 from expost.identity import code_hash
 from expost.locks import writing
 from expost.progress import Bar
@@ -67,7 +67,7 @@ def check_claims(
                         "seconds": round(time.monotonic() - start, 1), "data": source, "budget": budget, "seed": seed,
                     }  # fmt: skip
                     with keep(root), writing(Path(root)):  # with what others have measured meanwhile
-                        write_json(cache_file, {**_measured(cache_file), key: cache[key]})
+                        write_signed(cache_file, {**_measured(cache_file), key: cache[key]})
                 verdict, measured = word(cache[key]["holds"]), cache[key]["measured"]
                 if verdict == "FAILS" and claim.level != "W":
                     broken.append(claim.id)
@@ -89,7 +89,7 @@ class _Entry(TypedDict):
 def _measured(file: Path) -> dict[str, Any]:
     """The entries of the cache; none where it is damaged, so that what it held is measured again."""
     try:
-        found = read_json(file, "the cache of claims") if file.is_file() else {}
+        found = read_signed(file, "the cache of claims", "delete it") if file.is_file() else {}
         convert(found, dict[str, _Entry], "the cache of claims")
     except (ValueError, OSError):
         return {}

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache as remembered
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ from expost.files import cache_folder, cached, read_checked, write_checked
 from expost.hashes import content_hash
 from expost.identity import code_hash
 from expost.progress import Bar
-from expost.results import Result, Table, format_number
+from expost.results import Result, ResultValue, Table, format_number
 from expost.tensors import batches, unit
 
 __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "metrics_code", "score"]
@@ -58,6 +58,20 @@ MODULES = (
     "clusters", "controls", "feature_mixture", "features", "frechet", "interpolate", "kernel", "matrix", "memorisation", "neighbours",
     "precision_recall", "sets", "suite",
 )  # fmt: skip
+
+
+class ScoresValue(TypedDict):
+    """What :meth:`Scores.to_json` gives."""
+
+    label: str
+    rows: dict[str, dict[str, ResultValue]]
+    groups: list[str]
+    mse: float
+    n: int
+    seed: int
+    notes: list[str]
+    code: str
+    reference: str
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class ArraySet:
     """Images in a ``.npy`` file, or in an array of an ``.npz`` archive: (n, H, W), (n, C, H, W), or (n, H, W, C), as :mod:`expost.data` reads them.
 
     Booleans become 0 and 255, whole numbers must lie in 0 ... 255, floats in [0, 1] or all be whole numbers 0 ... 255. An array that an archive holds uncompressed
-    (``numpy.savez``) is mapped where it lies, without a look at its checksum; a compressed one is first unpacked into a temporary file, which
+    (``numpy.savez``) is mapped where it lies, once its checksum is verified; a compressed one is first unpacked into a temporary file, which
     needs its size on disk and goes with the set.
 
     Args:
@@ -221,6 +221,9 @@ def _unpacked(path: Path, key: str | None, owner: object) -> _Place:
             raise ValueError(f"it holds {', '.join(held) or 'no arrays'}: name the array of images with key=..., or call it images")
         info = held[name]
         if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+            with archive.open(info) as source:
+                while source.read(2**20):  # to its end, where its checksum is verified
+                    pass
             with path.open("rb") as stream:
                 stream.seek(info.header_offset + 26)  # the local header: 30 bytes, of which the last four say how long name and extra are
                 start = info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))

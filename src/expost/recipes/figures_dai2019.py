@@ -6,7 +6,6 @@ reconstructions; 5 and 6, CIFAR-10; 7, Fashion-MNIST, both; 8, CelebA, both) and
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -84,9 +83,7 @@ def _title(lab: Lab) -> str:
 def trace_of(run: Run, *, fixed: bool = False) -> VarianceTrace:
     """γ and the squared error per pixel through a run's training."""
     assert run.folder is not None
-    with run.folder.history_file.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return variance_trace(rows, run.experiment.task.dims, gamma=1.0 if fixed else "learned")
+    return variance_trace(run.folder.rows(), run.experiment.task.dims, gamma=1.0 if fixed else "learned")
 
 
 def figure1_left(lab: Lab) -> Demonstration:

@@ -18,7 +18,7 @@ from expost.checkpoint import RunFolder
 from expost.history import History
 from expost.recipes import overrides
 from expost.recipes.base import BudgetName, find
-from expost.recipes.lab import run_path
+from expost.recipes.lab import check_root, run_path
 from expost.recipes.runs import plan
 
 __all__ = ["Job", "State", "ending", "expand", "parse_axis", "state"]
@@ -92,6 +92,7 @@ def expand(
     Raises:
         ValueError: an unknown name, a setting that is given twice or cannot be set, two runs that are the same.
     """
+    check_root(root)
     shared, axes = dict(settings or {}), dict(grid or {})
     if not recipes:
         raise ValueError("a sweep needs at least one recipe: `expost list` shows them all")

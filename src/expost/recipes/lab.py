@@ -15,12 +15,12 @@ from expost import data
 from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
-from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, metrics_code
+from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, ScoresValue, metrics_code
 from expost.recipes.base import BudgetName, Experiment
 from expost.recipes.runs import Run, load_run, plan, train_run
 from expost.train import Watch
 
-__all__ = ["Lab", "run_path"]
+__all__ = ["Lab", "check_root", "run_path"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,15 @@ def silent(text: str) -> None:
 def run_path(root: Path, experiment: Experiment, dataset: data.Dataset, budget: BudgetName, seed: int) -> Path:
     """The folder of a run in a lab: ``root / recipe-data-budget-identity``, so that equal experiments share one and others never do."""
     return root / f"{experiment.recipe.replace('/', '-')}-{dataset.name}-{budget}-{experiment.identity(dataset.hash, seed)}"
+
+
+def check_root(root: Path) -> None:
+    """``ValueError`` where runs cannot lie, before anything is measured or trained."""
+    for path in (root, *root.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"runs cannot lie in {root}, because {path} is a file: choose another folder of runs (--runs)")
+    if (root / "recipe.json").is_file():
+        raise ValueError(f"{root} is a run itself: give the folder in which runs lie (--runs)")
 
 
 @dataclass
@@ -69,6 +78,7 @@ class Lab:
         return plan(recipe, data_name=source, budget=self.budget, settings=settings, loading=loading)
 
     def __post_init__(self) -> None:
+        check_root(self.root)
         choose_device(self.device)  # before hours of training
 
     def run(self, recipe: str, settings: dict[str, Any] | None = None, *, source: str | None = None, watch: Watch | None = None) -> Run:
@@ -113,9 +123,9 @@ class Lab:
         run = self.run(recipe, settings)
         assert run.folder is not None
         extractor, notes = self.extractor(run.dataset)
-        saved = run.folder.results().get(f"{KEEP}{extractor.label}", {})
-        known = saved.get("code") == metrics_code() and saved["n"] == min(n, len(run.dataset.val.x), len(run.dataset.test.x))
-        if known:
+        saved = run.folder.result(f"{KEEP}{extractor.label}", ScoresValue)
+        most = min(n, len(run.dataset.val.x), len(run.dataset.test.x))
+        if saved is not None and saved["code"] == metrics_code() and saved["n"] == most:
             if {f"samples {d}" for d in densities} <= saved["rows"].keys() and set(groups) <= set(saved["groups"]):
                 return Scores.from_json(saved)
             before = (row.removeprefix("samples ") for row in saved["rows"] if row.startswith("samples "))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -55,14 +55,28 @@ def images(lab: Lab, binary: bool) -> Tensor:
     return binarised(x, lab.seed) if binary else x
 
 
-def rates(lab: Lab, coder: Coder) -> dict[str, Any]:
-    """Net rate and so on (bits/dim), and whether all images came back; kept in the run's results."""
+class Rates(TypedDict):
+    """Bits/dim, whether all images came back, and images per second."""
+
+    net: float
+    seeded: float
+    file: float
+    bytes: int
+    elbo: float
+    exact: bool
+    images: int
+    compressing: float
+    decompressing: float
+
+
+def rates(lab: Lab, coder: Coder) -> Rates:
+    """Net rate and so on of a coder; kept in the run's results."""
     run = lab.run(coder.recipe)
     assert run.folder is not None
     x = images(lab, coder.binary)
     drawn = "random " * (len(x) < len(run.dataset.test.x))
     key = f"compression of {len(x)} {drawn}test images, {coder.density}, seed {lab.seed}"
-    saved = run.folder.results().get(key)
+    saved = run.folder.result(key, Rates)
     if saved is None:
         model = run.model if coder.density == "prior" else run.model.with_prior(run.density(coder.density))
         lab.say(f"compressing {len(x)} test images with {coder}, and back")

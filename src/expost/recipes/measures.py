@@ -68,12 +68,9 @@ def b5(lab: Lab) -> Verdict:
 
 
 def b6(lab: Lab) -> Verdict:
-    import csv
-
     run = lab.run("dai2019/vae-learned")
     assert run.folder is not None
-    with run.folder.history_file.open() as file:
-        trace = [float(row["log_gamma"]) for row in csv.DictReader(file) if row["split"] == "train"]
+    trace = [float(row["log_gamma"]) for row in run.folder.rows() if row["split"] == "train"]
     smooth = [sum(trace[i : i + 5]) / len(trace[i : i + 5]) for i in range(max(1, len(trace) - 4))]
     falls = all(later <= earlier + 0.02 for earlier, later in itertools.pairwise(smooth))
     last = smooth[-max(1, len(smooth) // 10) :]

@@ -64,24 +64,14 @@ def e6(lab: Lab) -> Verdict:
     for name in DENSITIES:
         history = lab.run("yu2020/vae", source=name)
         assert history.folder is not None
-        curves = history_of(history.folder.history_file)
+        rows = [row for row in history.folder.rows() if row["split"] == "train"]
         for part in ("distortion", "rate"):
-            values = curves[part]
+            values = [row[part] for row in rows if part in row]
             quarter = max(1, len(values) // 4)
             first, last = (sum(v) / len(v) / math.log(2) for v in (values[:quarter], values[-quarter:]))
             figures |= {f"{name} {part} first": first, f"{name} {part} last": last}
             holds = holds and (last < first if part == "distortion" else last > first)
     return Verdict("bits, first and last quarter of training: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), holds, figures)
-
-
-def history_of(path: object) -> dict[str, list[float]]:
-    """Training columns of a history file."""
-    import csv
-    from pathlib import Path
-
-    with Path(str(path)).open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
-    return {name: [float(row[name]) for row in rows if row.get(name)] for name in ("distortion", "rate")}
 
 
 def e10(lab: Lab) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -37,13 +38,20 @@ def reached(measured: float, printed: float) -> bool:
     return measured <= printed + TARGET
 
 
+class _Kept(TypedDict):
+    """What is kept of a grid likelihood."""
+
+    entropy: float
+    nll: dict[str, float]
+
+
 def likelihoods(lab: Lab, recipe: str, name: str) -> GridLikelihood:
     """NLL(k) of the recipe's model of a density; kept in the run's results."""
     run = lab.run(recipe, source=name)
     assert run.folder is not None
     nodes, samples = NODES[lab.budget], SAMPLES[lab.budget]
     key = f"grid likelihood, {nodes} nodes, {max(samples)} samples"
-    saved = run.folder.results().get(key)
+    saved = run.folder.result(key, _Kept)
     if saved is None:
         lab.say(f"grid likelihood of {recipe} on {name}, {nodes} x {nodes} nodes, {max(samples)} samples")
         measured = grid_likelihood(run.model, name, samples=samples, nodes=nodes, seed=lab.seed, progress=lab.progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -91,6 +91,16 @@ class Space:
         )
 
 
+class _Kept(TypedDict):
+    """What is kept of a space."""
+
+    code: str
+    values: dict[str, tuple[float, float | None]]
+    masses: list[float]
+    covered: dict[str, tuple[float, float]]
+    notes: list[str]
+
+
 def classifier_of(lab: Lab, dataset: data.Dataset) -> TrainedClassifier:
     """The evaluation's classifier of a data set; ``ValueError`` if its images have no labels."""
     extractor, _ = lab.extractor(dataset)
@@ -120,12 +130,13 @@ def space(lab: Lab, model: str, settings: dict[str, Any] | None = None) -> Space
     classifier = classifier_of(lab, run.dataset)
     key = f"class radius, {CODES[lab.budget]} codes, seed {lab.seed}"
     code = f"{classifier.hash} {code_hash(*(import_module(f'expost.diagnose.{name}') for name in MODULES))}"
-    saved = run.folder.results().get(key, {})
-    if saved.get("code") != code:
+    saved = run.folder.result(key, _Kept)
+    if saved is None or saved["code"] != code:
         lab.say(f"class radius of {MODELS[model]}, {run.experiment.latent} latent dimensions, at {CODES[lab.budget]} codes")
-        saved = {"code": code, **_measure(lab, run).to_json()}
-        run.folder.add_results(key, saved)
-    return Space.from_json(saved)
+        measured = _measure(lab, run)
+        run.folder.add_results(key, {"code": code, **measured.to_json()})
+        return measured
+    return Space.from_json(dict(saved))
 
 
 def _measure(lab: Lab, run: Run) -> Space:

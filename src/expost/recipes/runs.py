@@ -29,7 +29,7 @@ from expost.files import keep as keep_for_later
 from expost.files import load_tensors, save_tensors
 from expost.history import History
 from expost.identity import experiment_name, timeless
-from expost.locks import training, writing
+from expost.locks import NAME, training, writing
 from expost.mean_stage import MeanStage
 from expost.processes import Processes, apart, join
 from expost.recipes.base import WRAPPED, BudgetName, Experiment, Recipe, Task, find
@@ -45,7 +45,7 @@ __all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "tr
 #: How the names of settings end that a resumed run may have otherwise.
 TIMES = (".minutes", ".checkpoint_every")
 #: Files that a folder may hold before its run begins: of a start that was killed, and of a sweep.
-OWN = ("recipe.json", "state.json", "sweep.log", "training.lock")
+OWN = ("recipe.json", "state.json", "sweep.log", NAME)
 
 
 @dataclass(frozen=True)

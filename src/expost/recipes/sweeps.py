@@ -52,13 +52,10 @@ def _shorter(lab: Lab, k: int) -> dict[str, Any]:
     return {"objective.samples": k, f"training.{unit}": max(1, getattr(experiment.training, unit) // 2)}
 
 
-def _rows(lab: Lab, settings: dict[str, Any], watch: Watch) -> list[dict[str, str]]:
-    import csv
-
+def _rows(lab: Lab, settings: dict[str, Any], watch: Watch) -> list[dict[str, Any]]:
     run = lab.run(RECIPE, settings, watch=watch)
     assert run.folder is not None
-    with run.folder.history_file.open() as file:
-        rows = [row for row in csv.DictReader(file) if row.get(WATCHED)]
+    rows = [row for row in run.folder.rows() if WATCHED in row]
     if not rows:
         raise ValueError(f"{run.folder.path} was trained without measuring its reconstructions: remove the folder, and it is trained again")
     return rows

@@ -16,9 +16,11 @@ from expost.adapt import Origin, interface_of
 from expost.autoencoder import Autoencoder
 from expost.checkpoint import Description, RunFolder, versions
 from expost.hashes import state_hash
+from expost.locks import writing
 from expost.objectives import ELBO, RAE
 from expost.recipes.base import WRAPPED, Experiment, Task
 from expost.recipes.origin import describe
+from expost.state import leaving_nothing, made
 from expost.training import Training
 
 __all__ = ["code_options", "rebuild_wrapped", "save_wrapped"]
@@ -37,8 +39,6 @@ def save_wrapped(
         name: where the model comes from, for the reader.
     """
     folder = RunFolder.at(out)
-    if folder.recipe_file.is_file():
-        raise ValueError(f"{out} already holds a run of {folder.read_recipe()['recipe']}: choose another --out")
     weights = state_hash(model.state_dict(), {})
     text = json.dumps([origin.kind, origin.settings, dataset.hash, seed, weights], sort_keys=True)
     description: Description = {
@@ -51,9 +51,12 @@ def save_wrapped(
         "identity": hashlib.sha256(text.encode()).hexdigest()[:8],
         "versions": versions(),
     }
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_recipe(description)  # first: the weights are tied to it
-    folder.save_model(model)
+    with made(folder.path), writing(folder.path):
+        if folder.recipe_file.is_file():
+            raise ValueError(f"{out} already holds a run of {folder.read_recipe()['recipe']}: choose another --out")
+        with leaving_nothing(folder.path, lambda: False):
+            folder.write_recipe(description)  # first: the weights are tied to it
+            folder.save_model(model)
     return folder
 
 
