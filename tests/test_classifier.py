@@ -67,7 +67,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 ) -> None:
     monkeypatch.setattr(classifier_training, "TOLERANCE", 0.5 if stops else 0.0)
     whole = trained(tmp_path / "whole")
-    assert whole.record["passes"] == (15 * 8 if stops else 15 * 12)  # turned after step 5
+    assert whole.record["passes"] == (15 * 11 if stops else 15 * 12)  # turned after step 7
     assert [name.count(".training") for name in files(tmp_path / "whole")] == [0]
 
     def fail() -> None:
@@ -76,14 +76,14 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     def signalled() -> None:
         os.kill(os.getpid(), signal.Signals[how])
 
-    for step in (0, 3, 6):
+    for step in (0, 3, 6, 8):
         with monkeypatch.context() as patch:
             patch.setattr(classifier_training, "KEEP", 0.0 if how == "error" else 1e9)
             at(step, fail if how == "error" else signalled, patch)
             with pytest.raises(RuntimeError if how == "error" else KeyboardInterrupt) as raised:
                 trained(tmp_path / "parts")
             if how != "error":  # the step is made, and said
-                assert str(raised.value) == f"at step {step + 1} of {8 if stops and step > 3 else 12} of the classifier, which is kept"
+                assert str(raised.value) == f"at step {step + 1} of {11 if stops and step > 3 else 12} of the classifier, which is kept"
             assert [name.count(".training") for name in files(tmp_path / "parts")] == [1] * (how != "error" or step > 0)
     steps: list[None] = []
     at(5, lambda: steps.append(None), monkeypatch)

@@ -6,9 +6,10 @@ cannot simply be cut, so it is judged by what it would be worth: by the mean of 
 within half as many steps as were made.
 
 That is judged on a tenth of the training images, drawn by the seed, which are not trained on until it is decided; test images play no part. They are
-looked at whenever a quarter more passes were made. More would not help when over the last three looks (1.95 times the passes) accuracy cannot have risen
-by :data:`TOLERANCE`: the images that have become right, less those that have become wrong, plus the standard error of that difference; the fall of the
-rate brings a part of what more passes would. All this needs some hundred images, so fewer than :data:`FEWEST` are all trained on, for all passes.
+looked at whenever a quarter more passes were made. More would not help when at two looks in a row accuracy cannot have risen by :data:`TOLERANCE` since
+three looks before (1.95 times the passes): the images that have become right, less those that have become wrong, plus the standard error of that
+difference; the fall of the rate brings a part of what more passes would. All this needs some hundred images, so fewer than :data:`FEWEST` are all
+trained on, for all passes.
 
 Every :data:`KEEP` seconds, and when interrupted, everything a training consists of is written beside the place of its result. Batches and shifts
 of step t are functions of the seed and t, so a resumed training ends with the same bits as an uninterrupted one.
@@ -135,7 +136,7 @@ class Training:
         self.parameters = list(self.network.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimiser = self._optimiser()
-        judged = len(x) >= FEWEST and recipe.epochs * len(x) > 2 * FIRST * GROWTH**APART
+        judged = len(x) >= FEWEST and recipe.epochs * len(x) > 2 * FIRST * GROWTH ** (APART + 1)
         self.held = draw(len(x), min(HELD, len(x) // 10) if judged else 0, "classifier-held-out", recipe.seed)
         self.rows = torch.ones(len(x), dtype=torch.bool).index_fill_(0, self.held, False).nonzero()[:, 0]
         self.batch = min(recipe.batch, len(self.rows))
@@ -239,8 +240,8 @@ class Training:
         with torch.no_grad():
             found = torch.cat([network(images(self.x[rows])).argmax(1) == self.y[rows] for rows in self.held.split(BLOCK)]).to(torch.uint8)
         self.checks[self.step] = float(found.double().mean())
-        self.right = [*self.right, found][-APART - 1 :]
-        return len(self.right) > APART and not _may_have_risen(self.right[0], found)
+        self.right = [*self.right, found][-APART - 2 :]
+        return len(self.right) == APART + 2 and not any(map(_may_have_risen, self.right[:2], self.right[-2:]))
 
     def _parts(self) -> dict[str, float]:
         seen = {"held-out accuracy": self.checks[max(self.checks)]} if self.checks else {}
