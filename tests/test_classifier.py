@@ -93,6 +93,24 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     assert not steps, "it began again"
 
 
+def test_what_is_restored_is_what_was_left(judged: None, tmp_path: Path) -> None:
+    found = []
+    for again in (False, True):
+        with seeded("same"):
+            training = Training(*pictures(100), 4, SMALL, file=tmp_path / "state.safetensors", key="k")
+        if not again:
+            with pytest.raises(KeyboardInterrupt):
+                training.run(iter([False] * 5 + [True]).__next__)
+        moments = [value for own in training.optimiser.state.values() for _, value in sorted(own.items())]
+        found.append([*training.network.state_dict().values(), *training.average, *moments, *training.right])
+    assert len(found[0]) == len(found[1])
+    for left, restored in zip(*found, strict=True):
+        assert torch.equal(left, restored)
+        if left.dim() == 4:
+            last = [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (left, restored)]
+            assert last == [True, True], "memory is laid out otherwise"
+
+
 def test_a_state_that_cannot_be_used_is_not(judged: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained(tmp_path / "whole").hash
     at(9, lambda: os.kill(os.getpid(), signal.SIGINT), monkeypatch)
