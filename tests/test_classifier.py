@@ -101,7 +101,7 @@ def test_what_is_restored_is_what_was_left(judged: None, tmp_path: Path) -> None
         if not again:
             with pytest.raises(KeyboardInterrupt):
                 training.run(iter([False] * 5 + [True]).__next__)
-        moments = [value for own in training.optimiser.state.values() for _, value in sorted(own.items())]
+        moments = [value for p in training.parameters for _, value in sorted(training.optimiser.state[p].items())]
         found.append([*training.network.state_dict().values(), *training.average, *moments, *training.right])
     assert len(found[0]) == len(found[1])
     for left, restored in zip(*found, strict=True):
