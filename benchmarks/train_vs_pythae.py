@@ -196,7 +196,7 @@ def _print_speed(net: str, result: dict[str, Any]) -> None:
 def quality(data: Any, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Slices of one recipe of expost and of Pythae's candidates in turn; samples of all under one extractor."""
     train, test = data.train, data.test
-    extractor = classifier_extractor("mnist", train.x, train.labels, test.x, test.labels, progress=print)
+    extractor = classifier_extractor("mnist", train.x, train.labels, test.x, test.labels)
     real = extract(extractor, test.x)
     images = folder / "train.npy"
     np.save(images, train.x.numpy())

@@ -30,8 +30,21 @@ from expost.locks import trainer, writing
 from expost.memory import Bounded, machine
 from expost.schema import Meta, convert, printable
 from expost.state import FailedRun, State, StateName, Unfinished
+from expost.tensors import like
 
-__all__ = ["DataDescription", "Description", "RunFolder", "bounded", "check_state", "load_weights", "prefixed", "split_prefix", "versions"]
+__all__ = [
+    "DataDescription",
+    "Description",
+    "RunFolder",
+    "bounded",
+    "check_state",
+    "load_weights",
+    "moments",
+    "prefixed",
+    "restore_moments",
+    "split_prefix",
+    "versions",
+]
 
 T = TypeVar("T")
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -122,6 +135,25 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: s
             raise ValueError(f'{where} does not fit this model: "{name}" is {tuple(value.shape)} there and {tuple(own[name].shape)} here')
         if own[name].is_floating_point() != value.is_floating_point():
             raise ValueError(f'{where} does not fit this model: "{name}" is {value.dtype} there and {own[name].dtype} here')
+
+
+def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of its parameters: ``0/exp_avg`` and so on."""
+    state = optimiser.state_dict()["state"]
+    return {f"{i}/{name}": torch.as_tensor(value) for i, own in state.items() for name, value in own.items()}
+
+
+def restore_moments(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Give an optimiser what :func:`moments` took from it, in the layout of its parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, moment = key.partition("/")
+        state.setdefault(int(index), {})[moment] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    for parameter, own in optimiser.state.items():
+        moved = {k: v for k, v in own.items() if k != "step"}
+        check_state(dict.fromkeys(moved, parameter), moved, where)
+        own.update({k: like(v, parameter) for k, v in moved.items()})
 
 
 def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,16 +7,20 @@ exception alone would leave the others waiting for the time-out. Nothing but ten
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from expost.interrupt import Interruptible
+
 __all__ = ["OtherFailed", "Processes", "apart", "join", "leave"]
 
+T = TypeVar("T")
 _APART: ContextVar[bool] = ContextVar("apart", default=False)
 
 
@@ -98,11 +102,46 @@ class Processes:
 
     def noticed(self, flag: bool) -> bool:
         """Whether ``flag`` is true in any process; all must ask."""
+        return bool(self._highest(int(flag)))
+
+    def led(self, work: Callable[[Callable[[], bool]], T]) -> T | None:
+        """Long ``work`` of the main process, for which the others wait, however long it takes: its value there, None elsewhere.
+
+        ``work`` is given a function to call between its steps, which answers whether any process was interrupted; then
+        it raises ``KeyboardInterrupt``, and so do the others. An interrupt that comes too late for it is raised when it is done.
+        """
+        going, over, stop = 0, 1, 2
+        with self.together(), Interruptible() as interrupt:
+            heard = going
+            if not self.main:
+                while heard == going:
+                    heard = self._highest(stop if interrupt.requested else going)
+                if heard == stop:
+                    raise KeyboardInterrupt
+                return None
+
+            def interrupted() -> bool:
+                nonlocal heard
+                heard = self._highest(stop if interrupt.requested else going)
+                return heard == stop
+
+            try:
+                made = work(interrupted)
+            except BaseException as error:
+                if heard == going:
+                    self._highest(over if isinstance(error, Exception) else stop)
+                raise
+            if heard == stop or self._highest(stop if interrupt.requested else over) == stop:
+                raise KeyboardInterrupt
+            return made
+
+    def _highest(self, number: int) -> int:
+        """The highest of the processes' numbers."""
         if self.world == 1:
-            return flag
-        found = torch.tensor(int(flag), device=self.place)
+            return number
+        found = torch.tensor(number, device=self.place)
         dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+        return int(found)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over processes."""

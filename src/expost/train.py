@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.checkpoint import RunFolder, check_state, load_weights, prefixed, split_prefix
+from expost.checkpoint import RunFolder, check_state, load_weights, moments, prefixed, restore_moments, split_prefix
 from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
 from expost.devices import choose_device
@@ -532,8 +532,7 @@ class _Fit:
         for name, module in self.objective.modules().items():
             tensors |= prefixed(f"objective/{name}", dict(module.state_dict()))
         for name, optimiser in zip(self.names, self.optimisers, strict=True):
-            for i, moments in optimiser.state_dict()["state"].items():
-                tensors |= prefixed(f"optimiser/{name}/{i}", {k: torch.as_tensor(v) for k, v in moments.items()})
+            tensors |= prefixed(f"optimiser/{name}", moments(optimiser))
         tensors |= prefixed("average", self.average or {}) | prefixed("best", self.best_state or {}) | prefixed("sums", self.sums)
         self.history.seconds = time.monotonic() - self.clock
         state = {
@@ -559,15 +558,7 @@ class _Fit:
         for name, module in self.objective.modules().items():
             load_weights(module, split_prefix(f"objective/{name}", tensors), where)
         for name, optimiser in zip(self.names, self.optimisers, strict=True):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in split_prefix(f"optimiser/{name}", tensors).items():
-                index, _, moment = key.partition("/")
-                moments.setdefault(int(index), {})[moment] = value
-            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-            for parameter, own in optimiser.state.items():
-                moved = {k: v for k, v in own.items() if k != "step"}
-                check_state(dict.fromkeys(moved, parameter), moved, where)
-                own.update({k: like(v, parameter) for k, v in moved.items()})
+            restore_moments(optimiser, split_prefix(f"optimiser/{name}", tensors), where)
         own_state = self.model.state_dict()
         for name in ("average", "best"):
             if state_of := split_prefix(name, tensors):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +16,7 @@ from expost.evaluate.pca import PCAFeatures
 __all__ = ["extractor_of", "without_labels"]
 
 
-def say(text: str) -> None:
-    """Progress of a classifier's training, on a terminal only."""
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
-
-
-def extractor_of(
-    name: str, dataset: Dataset, *, cache: str | Path | None = None, progress: Callable[[str], None] = say
-) -> tuple[Extractor, tuple[str, ...]]:
+def extractor_of(name: str, dataset: Dataset, *, cache: str | Path | None = None) -> tuple[Extractor, tuple[str, ...]]:
     """An extractor and what must be said beside its scores.
 
     Args:
@@ -45,9 +36,7 @@ def extractor_of(
                 f'"classifier" takes nothing after a colon here, not "{rest}": a run is scored by the extractor of its own data'
             )
         train, test = dataset.train, dataset.test
-        extractor = default_extractor(
-            dataset.name, train.x, train.labels, test.x, test.labels, dataset.hash, cache=cache, progress=progress
-        )
+        extractor = default_extractor(dataset.name, train.x, train.labels, test.x, test.labels, dataset.hash, cache=cache)
         return extractor, _about(extractor)
     found = without_labels(name, lambda: dataset.train.x)
     if found is None:
