@@ -331,3 +331,172 @@ def test_images_of_any_number_of_channels_go_the_whole_way(tmp_path: Path, capsy
     if channels == 2:
         assert main(["diagnose", out, "--n", "30"]) == 0
         assert (tmp_path / "run" / "diagnosis" / "samples.png").is_file()
+
+
+# ---------------------------------------------------------------- resizing, padding, and what is said of them where
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((2, 9, 13), np.uint8), ((5, 8, 8), np.float16), ((16, 7, 9), ">f8"), ((1, 9, 13), np.float32), ((3, 9, 9), np.int16)],
+)
+def test_arrays_of_any_channels_and_type_are_cropped_and_resized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, ...], kind: Any
+) -> None:
+    from PIL import Image
+
+    array = np.random.default_rng(0).integers(0, 256, (40, *shape)).astype(np.float64)
+    array = (array / 256 if np.dtype(kind).kind == "f" else array).astype(kind)
+    np.save(tmp_path / "x.npy", array)
+    found = load(tmp_path / "x.npy", crop=6, size=4, pad_to=8)
+    assert found.shape == (shape[0], 8, 8)
+    assert found.train.x.dtype == (torch.float32 if np.dtype(kind).kind == "f" else torch.uint8)
+    read = expost.evaluate.comparison.image_set(str(tmp_path / "x.npy"), crop=6, size=4, pad_to=8)
+    assert (len(read), read.shape) == (40, found.shape)
+    top, left = (shape[1] - 6) // 2, (shape[2] - 6) // 2
+    cut = array[3, -1, top : top + 6, left : left + 6].astype(np.float32 if np.dtype(kind).kind == "f" else np.uint8)
+    expected = np.asarray(Image.fromarray(cut).resize((4, 4), Image.Resampling.BILINEAR))
+    assert np.array_equal(read.read(3, 4)[0, -1, 2:6, 2:6].numpy(), expected)
+    assert (
+        main(["compare", *[str(tmp_path / "x.npy")] * 2, "--extractor", "pixels", "--metrics", "fd", "--no-controls", "--crop", "99"]) == 2
+    )
+    assert "smaller than --crop 99" in capsys.readouterr().err
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).random((300, 7)))
+    for option in ("size", "crop", "pad_to"):
+        with pytest.raises(ValueError, match=f"points, not images: leave out .*{option}"):
+            load(tmp_path / "v.npy", **{option: 4})
+
+
+def test_the_remedies_of_compare_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", rng.integers(0, 256, (30, 2, 9, 13), dtype=np.uint8))
+    np.save(tmp_path / "b.npy", rng.integers(0, 256, (30, 2, 8, 8), dtype=np.uint8))
+    command = ["compare", str(tmp_path / "a.npy"), str(tmp_path / "b.npy"), "--extractor", "pixels", "--metrics", "fd", "--no-controls"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "--size 8" in said
+    for option in (["--size", "8"], ["--crop", "8"], ["--pad-to", "16"]):
+        assert main([*command, *option]) == 0
+    with pytest.raises(SystemExit):
+        main([*command, "--val", "4"])  # nothing is held out here
+
+
+def test_remedies_in_python_become_options_of_the_command() -> None:
+    """Every sentence of the library, as ``likelihood`` and ``compress`` would say it."""
+    import ast
+
+    from expost.cli.codec import Compress
+    from expost.cli.likelihood import Likelihood
+    from expost.cli.options import as_options
+
+    found = 0
+    for file in Path(expost.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.Raise) and node.exc):
+                continue
+            for text in (n.value for n in ast.walk(node.exc) if isinstance(n, ast.Constant) and isinstance(n.value, str)):
+                if any(call in text for call in ("with_prior(", "Constant(scale) ", "heads.Bernoulli()")):
+                    found += 1
+                    for command in (Likelihood, Compress):
+                        said = as_options(text, command)
+                        assert "(" not in said.rpartition(": ")[2].replace("(...)", ""), said
+                        assert "--density gmm:10" in said or " yu2020/bits-back" in said or "kingma2014/vae" in said
+    assert found > 6
+
+
+def test_what_compress_cannot_do_with_a_run_is_said_before_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", "ghosh2020/rae", "--data", "digits", *SMOKE, "--set", "network=mlp", "--set", "latent=2", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["compress", out, "-o", str(tmp_path / "x.xpz"), "--n", "4"]) == 2
+    assert "train a recipe whose encoder draws codes" in capsys.readouterr().err
+    assert main(["likelihood", out, "--density", "gaussian", "--n", "4"]) == 2
+    assert "train a recipe whose encoder draws codes, e.g. kingma2014/vae" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_networks_that_work_in_place_change_nobodys_data(images: bool) -> None:
+    from expost.conditional import Conditional
+
+    x = torch.rand(40, 1, 8, 8) - 0.5 if images else vectors() - 0.5
+    m = convolutional() if images else model()
+    for part in (m.encoder, m.decoder):
+        part.net = torch.nn.Sequential(torch.nn.ReLU(inplace=True), part.net)
+    assert isinstance(m.encoder, Conditional)
+    before = x.clone()
+    codes = torch.randn(5, *m.encode(x[:1]).event_shape)
+    kept = codes.clone()
+    m.decode(codes)
+    m.latents(x, at="mean")
+    m.reconstruct(x)
+    if not images:
+        expost.fit(m, ELBO(), x, training=FEW, val=x, device="cpu")
+    assert torch.equal(x, before)
+    assert torch.equal(codes, kept)
+
+
+def test_data_without_values_are_one_sentence() -> None:
+    with pytest.raises(TypeError, match="device meta, where tensors have no values"):
+        expost.fit(model(), ELBO(), vectors().to("meta"), training=FEW, device="cpu")
+
+
+# ---------------------------------------------------------------- folders as they are found
+
+
+def test_names_of_files_and_classes_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    from expost.results import Table
+
+    folder = tmp_path / "es\x1b[31mc[/red]"
+    for i in range(24):
+        place = folder / ["a\x1b[2J", "b\x07"][i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)).save(place)
+    compare = ["compare", str(folder), str(folder), "--extractor", "pixels", "--metrics", "fd", "--no-controls"]
+    assert main(compare) == 0
+    assert main(["train", "ghosh2020/rae", "--data", str(folder), *SMOKE, "--dry-run"]) == 0
+    (folder / "a\x1b[2J" / "z\x1b]0;x\x07.png").write_bytes(b"")
+    assert main(compare) == 2
+    assert main(["train", "ghosh2020/rae", "--data", str(folder), *SMOKE, "--dry-run"]) == 2
+    said = "".join(capsys.readouterr())
+    assert not {"\x1b", "\x07"} & set(said)
+    assert r"z\x1b]0;x\x07.png cannot be decoded" in said
+    table = Table(("\x1b[2Jname", "n"), title="of \x1b]0;x\x07", notes=["see\x9b1A", "two\nlines"])
+    table.add("\x1b[31mclass\n", 3)
+    assert all(c.isprintable() or c == "\n" for c in str(table))
+    assert len(str(table).split("\n")) == 7
+    assert table.cell("\x1b[31mclass\n", "n") == 3
+
+
+def test_only_links_are_followed_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand folders take no walk up to the root each."""
+    import expost.data.folder as folder
+
+    for i in range(20):
+        (tmp_path / "d" / str(i)).mkdir(parents=True)
+    (tmp_path / "d" / "0" / "loop").symlink_to(tmp_path / "d")
+    asked: list[Any] = []
+    true = folder.os.path.realpath
+    monkeypatch.setattr(folder.os.path, "realpath", lambda path: asked.append(path) or true(path))
+    assert folder.files_below(tmp_path / "d") == []
+    assert len(asked) == 2
+
+
+def test_parts_by_class_and_binary_images_need_no_copy_in_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expost.data import mapped
+    from expost.objectives import noise
+
+    whole, x = load("digits:without=9"), load("digits").train.x
+    drawn = noise.binarised(x, 3)
+    sizes: list[int] = []
+    monkeypatch.setattr(noise, "ROWS", 100)
+    monkeypatch.setattr(noise, "unit", lambda part: sizes.append(len(part)) or part / 255)
+    assert torch.equal(noise.binarised(x, 3), drawn)
+    assert max(sizes) == 100
+    monkeypatch.setattr(mapped, "LIMIT", 1000)
+    made: list[Any] = []
+    true = mapped.scratch
+    monkeypatch.setattr(mapped, "scratch", lambda *a: made.append(a) or true(*a))
+    assert load("digits:without=9").hash == whole.hash
+    assert made

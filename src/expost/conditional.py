@@ -62,6 +62,9 @@ class Conditional(nn.Module):
         flat, batch = fold(c, self.condition_dims)
         if flat.is_floating_point() and not getattr(self.net, "converts", False):
             flat = flat.to(next((p.dtype for p in self.net.parameters() if p.is_floating_point()), flat.dtype))
+        flat = (
+            flat.clone()
+        )  # a network whose first layer works in place must not change the data that the loss compares with, nor the caller's
         dtype = _precision.get()
         if dtype is None:
             features = self.net(flat)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from expost.schema import printable
+
 __all__ = ["Curve", "Result", "Series", "Table", "format_number"]
 
 
@@ -100,6 +102,11 @@ class Result:
         return cls(**{**value, "value": math.nan if value["value"] is None else value["value"], "notes": tuple(value["notes"])})
 
 
+def _lines(text: str) -> str:
+    """Text of several lines as it may reach a terminal: names in it come from files."""
+    return "\n".join(printable(line, len(line)) for line in text.split("\n"))
+
+
 @dataclass
 class Table:
     """Rows of cells under named columns, with a title and footnotes."""
@@ -127,17 +134,18 @@ class Table:
         raise KeyError(row)
 
     def __str__(self) -> str:
-        text = [[format_number(c) for c in row] for row in self.rows]
-        widths = [max(len(name), *(len(r[i]) for r in text)) if text else len(name) for i, name in enumerate(self.columns)]
+        text = [[printable(format_number(c), 1000) for c in row] for row in self.rows]
+        columns = [printable(name) for name in self.columns]
+        widths = [max(len(name), *(len(r[i]) for r in text)) if text else len(name) for i, name in enumerate(columns)]
         numeric = [all(isinstance(row[i], int | float | None) for row in self.rows) for i in range(len(self.columns))]
 
         def line(cells: Iterable[str]) -> str:
             return "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)).rstrip()
 
-        lines = [self.title] if self.title else []
-        lines += [line(self.columns), "  ".join("-" * w for w in widths)]
+        lines = [_lines(self.title)] if self.title else []
+        lines += [line(columns), "  ".join("-" * w for w in widths)]
         lines += [line(row) for row in text]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {_lines(note)}" for note in self.notes]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:

@@ -53,6 +53,8 @@ def as_data(x: Any, what: str = "the data") -> Tensor:
     if isinstance(x, Tensor):
         if x.layout != torch.strided:
             raise TypeError(f"{what} are a sparse tensor: pass x.to_dense()")
+        if x.is_meta:
+            raise TypeError(f"{what} are on the device meta, where tensors have no values: pass them from another device")
         return x
     if isinstance(part := getattr(x, "x", None), Tensor):
         return part

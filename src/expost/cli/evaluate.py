@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from expost.cli.options import Count, Images, OpensRun, SomeImages, check_file
+from expost.cli.options import Count, ImageOptions, Images, OpensRun, SomeImages, check_file
 from expost.cli.torchrun import Shared
 
 __all__ = ["Compare", "Evaluate"]
@@ -79,7 +79,7 @@ class Evaluate(OpensRun, Shared):
 
 
 @dataclass
-class Compare(Shared):
+class Compare(ImageOptions, Shared):
     """Compare any two sets of images: generated against real ones. Sets are read part by part and need not fit in memory."""
 
     generated: Annotated[Positional[str], arg(metavar="GENERATED")]
@@ -92,8 +92,6 @@ class Compare(Shared):
     """random (an untrained network), pixels, pca:64, classifier:DATA (trained once on a labelled data set), or inception:WEIGHTS.safetensors, with @SHA256 to have it checked"""
     metrics: tuple[str, ...] = ("fd", "kid", "prd", "neighbours", "memorisation")
     """groups of metrics: fd, kid, prd, neighbours, memorisation, fld; fd alone streams moments in memory independent of the number of images"""
-    size: Count | None = None
-    """resize pictures of folders to this side"""
     channels: Count | None = None
     """1 or 3: channels of pictures in folders, where the first one is not typical"""
     key: str | None = None
@@ -121,7 +119,7 @@ class Compare(Shared):
 
         check_file(self.out, ".json")
         found = compare(
-            self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, size=self.size, channels=self.channels, key=self.key, n=self.n,
+            self.generated, self.real, self.train, extractor=self.extractor, groups=self.metrics, channels=self.channels, key=self.key, n=self.n, **self.loading(),
             memory=self.memory << 20, seed=self.seed, controls=self.controls, device=choose_device(self.device) if self.device else None,
         )  # fmt: skip
         if not main:

@@ -17,6 +17,7 @@ from expost.schema import Count, Meta
 __all__ = [
     "Count",
     "DataOptions",
+    "ImageOptions",
     "Images",
     "OpensModel",
     "SomeImages",
@@ -39,6 +40,21 @@ Share = Annotated[float, Meta(gt=0, lt=1)]
 _KEYWORD = re.compile(r"(--[\w-]+ )?(?<![\w./'-])([a-z_]+(?:\.[a-z_]+)*)=(\.\.\.|\"[^\"]*\"|'[^']*'|\([^()]*\)|-?\w+(?:[.+-]\w+)*)")
 #: Parameters of the library that a command calls otherwise.
 _CALLED = {"data_name": "data", "input_range": "range"}
+#: What is done in Python, and instead of it where a command has the option (None: any command).
+_CALLS = (
+    (re.compile(r"model\.with_prior\(.*\)"), "--density gmm:10", "density"),
+    (
+        re.compile(r"train with heads\.Bernoulli\(\) on binary or heads\.LogisticMixture\(\) on 8-bit images"),
+        "train yu2020/bits-back-binary on binary or yu2020/bits-back on 8-bit images",
+        None,
+    ),
+    (
+        re.compile(r"(use \w+\(\.\.\.\)( or \w+\(\.\.\.\))?, or )?give (it|the encoder) a (Diagonal\(\) or )?Constant\(scale\)"
+                   r"( or Diagonal\(\))? head( instead of Dirac\(\)|, or pass .*\))?"),
+        "train a recipe whose encoder draws codes, e.g. kingma2014/vae",
+        None,
+    ),
+)  # fmt: skip
 #: What ``--set`` takes, by the first part of its name.
 _SETTINGS = {"network", "latent", "objective", "training", "densities", "stage", "stage_width"}
 
@@ -67,8 +83,8 @@ def check_suffix(path: Path, *suffixes: str) -> None:
 
 
 @dataclass(kw_only=True)
-class DataOptions:
-    """How data are loaded; a trained run's are loaded as they were for its training unless something else is given."""
+class ImageOptions:
+    """What images become when they are read."""
 
     size: Count | None = None
     """resize images to so many pixels a side; those that are not square are cropped to their central square first"""
@@ -76,13 +92,19 @@ class DataOptions:
     """cut the central square of so many pixels a side out of every image, before resizing"""
     pad_to: Count | None = None
     """put a border of zeros around images, up to so many pixels a side"""
-    val: Count | Share | None = None
-    """hold so many training examples, or this share of them, out for validation; default: the data set's own part, or a tenth"""
 
     def loading(self) -> dict[str, Any]:
         """The options that were given, as keywords of :func:`expost.data.load`."""
-        given = {f.name: getattr(self, f.name) for f in fields(DataOptions)}
+        given = {name: getattr(self, name, None) for name in ("size", "crop", "pad_to", "val")}
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class DataOptions(ImageOptions):
+    """How data are loaded; a trained run's are loaded as they were for its training unless something else is given."""
+
+    val: Count | Share | None = None
+    """hold so many training examples, or this share of them, out for validation; default: the data set's own part, or a tenth"""
 
 
 @dataclass(kw_only=True)
@@ -101,8 +123,8 @@ class OpensRun(OpensModel, DataOptions):
 def as_options(text: str, command: Any) -> str:
     """A sentence of the Python API in the words of a command: ``name=value`` is an option where the command has one of that name.
 
-    The library names what to change as a keyword of Python (``pad_to=32``, ``network=mlp``), which is right for both kinds of reader; what
-    stands in backticks is a command line already.
+    The library names what to change as a keyword of Python (``pad_to=32``, ``network=mlp``), which is right for both kinds of reader, or
+    as a call where there is no keyword (:data:`_CALLS`); what stands in backticks is a command line already.
 
     Args:
         command: a dataclass whose fields are the options, or an instance.
@@ -123,6 +145,8 @@ def as_options(text: str, command: Any) -> str:
         return f"--set {name}={value}" if "set" in names and name.partition(".")[0] in _SETTINGS else found[0]
 
     def words(part: str) -> str:
+        for call, instead, needed in _CALLS:
+            part = call.sub(instead, part) if needed is None or needed in names else part
         part = _KEYWORD.sub(option, part)
         if "range" in names:
             part = re.sub(r"a range of \((-?[\d.]+), (-?[\d.]+)\)", r"--range=\1,\2", part)

@@ -102,7 +102,9 @@ def _snap(density: nn.Module | None, outermost: bool = False) -> None:
 
 def levels_of(model: Autoencoder, shape: tuple[int, ...]) -> tuple[list[Level], Density]:
     """The levels of a coding copy for values of this shape, outermost first, and the innermost prior; ``ValueError`` for what cannot be coded."""
-    made = value_shape(model)
+    made = (
+        shape if model.prior is None else value_shape(model)
+    )  # without a prior the networks come first: it can be given, another encoder not
     if made != shape:
         raise ValueError(f"the model makes {made} and the data is {shape}: give images of the model's shape")
     levels: list[Level] = []
@@ -122,6 +124,7 @@ def levels_of(model: Autoencoder, shape: tuple[int, ...]) -> tuple[list[Level], 
         latent_shape = tuple(q.event_shape)
         levels.append(Level(inner.encoder, inner.decoder, shape, latent_shape, max(_ROWS, _BYTES // max(1, *bytes_per_row.values()))))
         shape, density = latent_shape, inner.prior
+    value_shape(density)
     assert density is not None
     return levels, density
 
@@ -163,9 +166,7 @@ def _measured(model: Autoencoder) -> Iterator[dict[str, int]]:
 
 def _check_posterior(q: Distribution) -> None:
     if isinstance(q, Dirac):
-        raise ValueError(
-            "a deterministic encoder leaves no bits to get back: compress with a model whose encoder is Diagonal() or Constant()"
-        )
+        raise ValueError("a deterministic encoder leaves no bits to get back: give the encoder a Constant(scale) or Diagonal() head")
     if not (isinstance(q, MultivariateNormal) or (isinstance(q, Independent) and isinstance(q.base_dist, Normal))):
         raise ValueError(f"posteriors of type {type(base_of(q)).__name__} cannot be coded: use a Diagonal() or FullCovariance() encoder")
 

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from expost.data.decode import Decoder
 from expost.data.mapped import converted, limit, scratch, taken
-from expost.data.source import SPLITS, Source, encode_labels, relative, split_of
+from expost.data.source import SPLITS, Source, encode_labels, need, relative, split_of
 from expost.tensors import check_finite
 
-__all__ = ["array_source", "channels_last", "images_of", "to_data"]
+__all__ = ["array_source", "channels_last", "images_of", "pad", "resize", "to_data"]
 
 #: Where an array came from, and the array.
 Named = tuple[str, np.ndarray]
@@ -62,10 +63,6 @@ def array_source(root: Path, files: list[Path]) -> Source:
         x = taken(tensors, rows)
         if decoder.crop is None and decoder.size is None:
             return x, []
-        if x.dtype != torch.uint8 or x.shape[1] not in (1, 3):
-            raise ValueError(
-                f"{root.name}: size and crop need 8-bit grey or RGB images, not {x.dtype} {tuple(x.shape[1:])}: resize them before"
-            )
         return resize(x, decoder, root.name), decoder.notes()
 
     return Source(counts, encode_labels(classes, list(counts.values()), root.name), fetch, notes=notes)
@@ -94,16 +91,34 @@ def images_of(path: Path) -> tuple[Tensor, list[str]]:
 
 
 def resize(x: Tensor, decoder: Decoder, name: str) -> Tensor:
-    """Crop and resize ``uint8`` images (n, 1 or 3, H, W) as pictures from files are."""
+    """Crop and resize images (n, C, H, W) channel by channel as pictures from files are: ``uint8`` rounded to ``uint8``, others as float32."""
+    need("PIL", "Pillow", "resizing images")
     from PIL import Image
 
-    out = []
-    for image in x.permute(0, 2, 3, 1).contiguous().numpy():
-        try:
-            out.append(decoder.picture(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)))
-        except ValueError as error:
-            raise ValueError(f"{name}: an image {error}") from None
-    return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
+    if x.dim() != 4:
+        raise ValueError(f"{name} is points, not images: leave out size and crop")
+    kind = np.uint8 if x.dtype == torch.uint8 else np.float32
+    height, width = decoder.shape(x.shape[2], x.shape[3], name)
+    out = scratch((len(x), x.shape[1], height, width), kind)
+    for row, image in zip(out, x, strict=True):
+        for plane, channel in zip(row, image.numpy().astype(kind, copy=False), strict=True):
+            plane[:] = np.asarray(decoder.resized(Image.fromarray(channel)))
+    return torch.from_numpy(out)
+
+
+def pad(x: Tensor, side: int | None, name: str) -> Tensor:
+    """Images (n, C, H, W) with a border of zeros, side x side, the image in the centre; as they are for None."""
+    if side is None:
+        return x
+    if x.dim() != 4:
+        raise ValueError(f"{name} is points, not images: leave out pad_to")
+    height, width = x.shape[2:]
+    if side < max(height, width):
+        raise ValueError(
+            f"{name}: pad_to={side} is smaller than the images ({height} x {width}): give at least {max(height, width)}, or size={side}"
+        )
+    top, left = (side - height) // 2, (side - width) // 2
+    return functional.pad(x, (left, side - width - left, top, side - height - top))
 
 
 def to_data(array: np.ndarray, what: str) -> tuple[Tensor, list[str]]:

@@ -10,9 +10,7 @@ Not promised: more than 8 bits a channel (such files are refused), and the alpha
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,8 @@ import torch
 from torch import Tensor
 
 from expost.data.mapped import chunks, scratch
+from expost.progress import Bar
+from expost.schema import printable
 
 __all__ = ["Decoder", "Encoded", "decode"]
 
@@ -44,7 +44,7 @@ class Decoder:
 
     def picture(self, image: Any) -> np.ndarray:
         """A PIL image -> (H, W, C) uint8."""
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
         if "exif" in image.info:
             image = ImageOps.exif_transpose(image)
@@ -53,6 +53,13 @@ class Decoder:
                 raise ValueError("has more than 8 bits a channel: convert it to 8 bits")
             self.seen.add(image.mode)
             image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        array = np.asarray(self.resized(image))
+        return array[..., None] if array.ndim == 2 else array
+
+    def resized(self, image: Any) -> Any:
+        """A PIL image of any mode, cropped and resized; ``ValueError`` with a predicate if it is too small."""
+        from PIL import Image
+
         width, height = image.size
         if self.crop is not None:
             if self.crop > min(width, height):
@@ -63,8 +70,14 @@ class Decoder:
             image = _centre(image, min(width, height))
         if self.size is not None and image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        array = np.asarray(image)
-        return array[..., None] if array.ndim == 2 else array
+        return image
+
+    def shape(self, height: int, width: int, name: str) -> tuple[int, int]:
+        """Height and width that images of this height and width get."""
+        if self.crop is not None and self.crop > min(height, width):
+            raise ValueError(f"{name}: images are {height} x {width}, smaller than crop={self.crop}: choose a smaller crop")
+        side = self.size or self.crop
+        return (height, width) if side is None else (side, side)
 
     def encoded(self, item: Encoded) -> np.ndarray:
         """Encoded bytes or a file -> (H, W, C) uint8; ``ValueError`` with a predicate ("cannot be decoded ...") if that fails."""
@@ -111,13 +124,13 @@ def decode(
 ) -> Tensor:
     """Decode ``count`` pictures, or only those whose numbers are in ``rows`` (ascending), to ``uint8`` (len, C, H, W).
 
-    ``where(i)`` says where picture i came from; every error names it. A progress bar is shown if stderr is a terminal.
+    ``where(i)`` says where picture i came from; every error names it. Long decoding shows its progress.
     """
     wanted = None if rows is None else rows.numpy()
     total = count if wanted is None else len(wanted)
     out = np.empty((0, 0, 0, 0), np.uint8)
     done = 0
-    with _progress(name, total) as advance:
+    with Bar(total, what=f"decoding {printable(name)}") as bar:
         for numbers, items in _select(blocks, wanted):
             pictures = _block(numbers, items, where, decoder)
             if done == 0:
@@ -130,7 +143,7 @@ def decode(
                     out[piece] = grey[piece]
             out[done : done + len(numbers)] = pictures.transpose(0, 3, 1, 2)
             done += len(numbers)
-            advance(len(numbers))
+            bar.update(done)
     if done != total:
         raise ValueError(f"{name}: {done} images where {total} were announced: the files changed while they were read, load again")
     return torch.from_numpy(out)
@@ -170,16 +183,3 @@ def _sizes_differ(one: tuple[int, ...], first: str, other: tuple[int, ...], seco
     return ValueError(
         f"images differ in size ({one[0]} x {one[1]} in {first}, {other[0]} x {other[1]} in {second}): give size=32, say, to resize them all"
     )
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"decoding {name}", total=total)
-        yield lambda n: bar.advance(task, n)

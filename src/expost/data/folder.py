@@ -53,27 +53,28 @@ def mark(place: Path) -> list[Any]:
     return [str(place), *([str(file), stat.st_size, stat.st_mtime_ns] for file in files for stat in [file.stat()])]
 
 
-def files_below(folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
+def files_below(folder: Path, above: tuple[str, ...] | None = None) -> list[Path]:
     """The files below a folder in sorted order, without hidden ones. Links are followed, but never into a folder that one is already in.
 
     Raises:
         ValueError: a link that leads nowhere.
     """
-    above = (*above, os.path.realpath(folder))
+    above = (os.path.realpath(folder),) if above is None else above
     found: list[Path] = []
-    folders: list[Path] = []
+    folders: list[tuple[Path, str]] = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(folder, entry.name)
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            if not entry.name.startswith("__") and os.path.realpath(path) not in above:
-                folders.append(path)
+            true = os.path.realpath(path) if entry.is_symlink() else os.path.join(above[-1], entry.name)  # only links lead in circles
+            if not entry.name.startswith("__") and true not in above:
+                folders.append((path, true))
         elif entry.is_file():
             found.append(path)
         elif entry.is_symlink():
             raise ValueError(f"{path} is a link that leads nowhere ({os.readlink(path)}): repair or remove it")
-    return found + [file for inner in folders for file in files_below(inner, above)]
+    return found + [file for inner, true in folders for file in files_below(inner, (*above, true))]
 
 
 def _identity(root: Path, files: list[Path], *options: Any) -> list[Any]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from expost.data import folder, mapped, toy
+from expost.data.arrays import pad
 from expost.data.base import Dataset, Split
 from expost.data.cache import cached
 from expost.data.decode import Decoder
@@ -168,7 +168,7 @@ def _whole(
     if file is not None and mapped.large((len(order), *shape), x.element_size()):
         at = order if wanted is None else torch.searchsorted(wanted, order)
         said += [f"{str(x.dtype).removeprefix('torch.')} became float32"] if x.dtype not in (torch.uint8, torch.float32) else []
-        x = mapped.arrange(file, x, at, shape, lambda part: _pad(part if part.dtype == torch.uint8 else part.float(), pad_to, title))
+        x = mapped.arrange(file, x, at, shape, lambda part: pad(part if part.dtype == torch.uint8 else part.float(), pad_to, title))
         said = [*said, f"larger than memory is for: mapped from {file}, {x.nbytes / 1e9:.2g} GB"]
         dataset = _splits(x, sizes, source, order, title, (*source.notes, *notes, *said))
         mapped.keep(file, x, dataset.hash, said)
@@ -177,7 +177,7 @@ def _whole(
     for part, numbers in rows.items():
         labels = None if source.labels is None else _take(source.labels, numbers)
         at = numbers if wanted is None else torch.searchsorted(wanted, numbers)
-        splits[part] = Split(_pad(_take(x, at), pad_to, title), None if labels is None or bool((labels == -1).all()) else labels)
+        splits[part] = Split(pad(_take(x, at), pad_to, title), None if labels is None or bool((labels == -1).all()) else labels)
     if known is not None and known.lossless:
         said = [note.replace("(lossy)", f"(lossy; {title} itself is not): say so beside any number") for note in said]
     return Dataset.of(title, **splits, notes=(*source.notes, *notes, *said)), place
@@ -281,17 +281,3 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
     if len(rows) and int(rows[-1] - rows[0]) == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
         return x[int(rows[0]) : int(rows[-1]) + 1]
     return x[rows]
-
-
-def _pad(x: Tensor, side: int | None, name: str) -> Tensor:
-    if side is None:
-        return x
-    if x.dim() != 4:
-        raise ValueError(f"{name} is not images: leave out pad_to")
-    height, width = x.shape[2:]
-    if side < max(height, width):
-        raise ValueError(
-            f"{name}: pad_to={side} is smaller than the images ({height} x {width}): give at least {max(height, width)}, or size=..."
-        )
-    top, left = (side - height) // 2, (side - width) // 2
-    return functional.pad(x, (left, side - width - left, top, side - height - top))

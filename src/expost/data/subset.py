@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from expost.data.base import Dataset, Split
+from expost.data.mapped import taken
 from expost.seeds import generator
 
 __all__ = ["separate", "subset"]
@@ -76,7 +77,7 @@ def _few(dataset: Dataset, what: str, numbers: list[int], seed: int) -> Dataset:
             raise ValueError(f"{what}: class {label} has only {len(rows)} training examples: ask for fewer")
         chosen.append(rows[torch.randperm(len(rows), generator=generator("per-class", seed, label))[:count]])
     rows = torch.cat(chosen)
-    train = Split(dataset.train.x[rows], labels[rows])
+    train = Split(taken([dataset.train.x], rows), labels[rows])
     note = f"{count} random training examples of every class (seed {seed}); validation and test are whole"
     return Dataset.of(f"{dataset.name}-per-class-{count}", train, dataset.val, dataset.test, (*dataset.notes, note))
 
@@ -85,4 +86,4 @@ def _rows(split: Split, mask: Tensor, what: str) -> Split:
     assert split.labels is not None
     if not mask.any():
         raise ValueError(f"{what}: nothing would be left: choose other classes")
-    return Split(split.x[mask], split.labels[mask])
+    return Split(taken([split.x], mask.nonzero()[:, 0]), split.labels[mask])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from expost import data
+from expost.data.arrays import pad
 from expost.evaluate.choose import extractor_of, without_labels
 from expost.evaluate.controls import blind, jitter, shuffle_pixels
 from expost.evaluate.features import Extractor
@@ -39,6 +40,8 @@ def image_set(
     source: str,
     *,
     size: int | None = None,
+    crop: int | None = None,
+    pad_to: int | None = None,
     channels: int | None = None,
     key: str | None = None,
     n: int | None = None,
@@ -48,19 +51,20 @@ def image_set(
     """Images of a data set by name (one split of it), a folder, or a ``.npy`` or ``.npz`` file; ``n`` of them drawn by the seed.
 
     Args:
-        size, channels: of pictures in a folder.
+        size, crop, pad_to: as in :func:`expost.data.load`.
+        channels: of pictures in a folder.
         key: of an array in an archive.
     """
     path = Path(source)
     found: ImageSet
     if path.suffix in (".npy", ".npz"):
-        found = ArraySet(path, key=key)
+        found = ArraySet(path, key=key, size=size, crop=crop)
     elif path.is_dir() and not any(path.glob("*.parquet")) and source not in {name for name, _, _ in data.names()}:
-        found = FolderSet(path, size=size, channels=channels)
+        found = FolderSet(path, size=size, crop=crop, channels=channels)
     else:
-        dataset = data.load(source)
+        dataset = data.load(source, size=size, crop=crop)
         found = InMemory(getattr(dataset, split).x, f"{dataset.name} {split}")
-    return drawn(found, n, seed)
+    return drawn(found if pad_to is None else _Padded(found, pad_to), n, seed)
 
 
 def drawn(images: ImageSet, n: int | None, seed: int) -> ImageSet:
@@ -84,6 +88,21 @@ class _Drawn:
         if stop <= start:
             return self.images.read(0, 0)
         return torch.cat([self.images.read(i, i + 1) for i in self.index[start:stop]])
+
+
+class _Padded:
+    """A set whose images have a border of zeros."""
+
+    def __init__(self, images: ImageSet, side: int) -> None:
+        self.images, self.side, self.name = images, side, images.name
+        self.shape = (images.shape[0], side, side)
+        self.read(0, 1)  # too large ones are refused now
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return pad(self.images.read(start, stop), self.side, self.name)
 
 
 def extractor_for(name: str, images: ImageSet) -> Extractor:
@@ -110,6 +129,8 @@ def compare(
     extractor: str | Extractor = "random",
     groups: Iterable[str] = GROUPS,
     size: int | None = None,
+    crop: int | None = None,
+    pad_to: int | None = None,
     channels: int | None = None,
     key: str | None = None,
     n: int | None = None,
@@ -125,7 +146,8 @@ def compare(
         generated, real, train: sets, tensors (n, C, H, W), or what :func:`image_set` reads. Without ``train`` nothing is said of memorisation.
         extractor: an extractor, or the name of one for :func:`extractor_for`.
         groups: of metrics; ``("fd",)`` alone needs moments only, in memory that does not depend on the number of images.
-        size, channels: of pictures in folders.
+        size, crop, pad_to: of sets that are given by name or place, as in :func:`expost.data.load`.
+        channels: of pictures in folders.
         key: of arrays in archives.
         n: images of ``generated`` and of ``real`` at most, drawn by the seed; ``train`` is used in full.
         memory: bytes that distances between images may take.
@@ -140,7 +162,7 @@ def compare(
 
     def read(source: str | ImageSet | Tensor, split: str, many: int | None) -> ImageSet:
         if isinstance(source, str):
-            return image_set(source, size=size, channels=channels, key=key, n=many, split=split, seed=seed)
+            return image_set(source, size=size, crop=crop, pad_to=pad_to, channels=channels, key=key, n=many, split=split, seed=seed)
         return drawn(source if isinstance(source, ImageSet) else InMemory(source), many, seed)
 
     made, true = read(generated, "test", n), read(real, "test", n)
@@ -149,7 +171,7 @@ def compare(
         if images.shape != true.shape:
             raise ValueError(
                 f"{images.name} has images of shape {images.shape}, {true.name} of {true.shape}: bring them to one size and number of channels "
-                "(pictures of folders: size=..., channels=..., on the command line --size, --channels)"
+                f"(size={min(true.shape[1:])}, crop=..., pad_to=...; pictures of folders: channels={true.shape[0]})"
             )
     judge = extractor_for(extractor, true) if isinstance(extractor, str) else extractor
     rows: dict[str, ImageSet] = {"generated": made}
@@ -174,7 +196,7 @@ def compare(
 
 def _noted(found: dict[str, dict[str, Result]], *sets: ImageSet | None) -> dict[str, dict[str, Result]]:
     """The results, those of the generated set with what must be said of how the files were read, and of an extractor that prefers shuffled pixels."""
-    inner = [images.images if isinstance(images, _Drawn) else images for images in sets]
+    inner = [_whole(images) for images in sets if images is not None]
     said = [note for images in inner if isinstance(images, FolderSet | ArraySet) for note in images.notes()]
     blinded = blind(found["generated"], found.get("shuffled pixels", {}))
     notes = tuple(dict.fromkeys([*said, *([blinded] if blinded else [])]))
@@ -182,6 +204,13 @@ def _noted(found: dict[str, dict[str, Result]], *sets: ImageSet | None) -> dict[
         row: {name: replace(r, notes=(*r.notes, *notes)) for name, r in results.items()} if row == "generated" else results
         for row, results in found.items()
     }
+
+
+def _whole(images: ImageSet) -> ImageSet:
+    """The set that was read, of images drawn from it or padded."""
+    while isinstance(images, _Drawn | _Padded):
+        images = images.images
+    return images
 
 
 class _Altered:
@@ -265,6 +294,9 @@ def _key(images: ImageSet) -> str | None:
     if isinstance(images, _Drawn):
         inner = _key(images.images)
         return None if inner is None else f"{inner} {len(images)} drawn by {images.seed}"
+    if isinstance(images, _Padded):
+        inner = _key(images.images)
+        return None if inner is None else f"{inner} padded to {images.side}"
     if isinstance(images, InMemory):
         return content_hash(images.x)
     if not isinstance(images, FolderSet | ArraySet):

@@ -31,7 +31,7 @@ class SmallConvNet(nn.Module):
         channels, height, width_px = shape
         side = min(height, width_px)
         if side < 4:
-            raise ValueError(f"images of {height} x {width_px} are too small for convolutions (4 x 4 at least): use evaluate.Pixels")
+            raise ValueError(f"images of {height} x {width_px} are too small for convolutions (4 x 4 at least): use extractor=pixels")
         layers: list[nn.Module] = []
 
         def convolution(i: int, o: int, kernel: int = 3, stride: int = 1) -> None:

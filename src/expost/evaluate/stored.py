@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expost.data.arrays import channels_last
+from expost.data.arrays import channels_last, resize
 from expost.data.decode import Decoder
 from expost.data.folder import files_below
 from expost.data.pictures import SUFFIXES
@@ -109,13 +109,16 @@ class ArraySet:
     Args:
         path: the file.
         key: which array of an archive; default ``images``, ``x``, ``data``, or the only one.
+        size, crop: centre crop to crop x crop, then resize to size x size, as in :func:`expost.data.load`.
     """
 
-    def __init__(self, path: str | Path, *, key: str | None = None, name: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, *, key: str | None = None, size: int | None = None, crop: int | None = None, name: str | None = None
+    ) -> None:
+        self.path, self._decoder = Path(path), Decoder(crop, size)
         self.name = name or self.path.name
         #: How the file becomes images: with its content, what the images are.
-        self.how = f"key {key}"
+        self.how = f"key {key}" + ("" if self._decoder == Decoder() else f", crop {crop}, size {size}")
         try:
             if not self.path.is_file():
                 raise ValueError("there is no such file: check the path")
@@ -134,6 +137,7 @@ class ArraySet:
         self._last = len(shape) == 4 and channels_last(shape)
         self._levels: bool | None = None
         self.shape: Shape = (1, *shape[1:]) if len(shape) == 3 else (shape[3], shape[1], shape[2]) if self._last else shape[1:]  # type: ignore[assignment]
+        self.shape = (self.shape[0], *self._decoder.shape(*self.shape[1:], str(self.path)))
 
     def __len__(self) -> int:
         return self._place.shape[0]
@@ -155,7 +159,8 @@ class ArraySet:
             block = block.astype(np.uint8)
         elif block.dtype.kind == "f" and self._grey():
             block = block.astype(np.uint8)
-        return torch.from_numpy(np.ascontiguousarray(block))
+        found = torch.from_numpy(np.ascontiguousarray(block))
+        return found if self._decoder == Decoder() else resize(found, self._decoder, self.name)
 
     def _grey(self) -> bool:
         """Whether floats are whole numbers 0 ... 255, some of them above 1, throughout: they are 8-bit images then, as everywhere."""

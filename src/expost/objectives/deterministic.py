@@ -31,7 +31,8 @@ Penalty = Callable[[Autoencoder, Tensor, Distribution], Tensor]
 class DecoderL2(Checked):
     """weight · Σ w² over the kernels of the decoder's layers of the given types; no biases, no normalisation layers (RAE-L2).
 
-    A decoder without such layers (a perceptron, where kernels of convolutions were meant) is penalised on all its linear and convolutional ones.
+    A decoder without any two-dimensional convolution (a perceptron, for which kernels of convolutions were meant) and without layers of these types
+    is penalised on all its linear layers.
     """
 
     weight: Annotated[float, Meta(ge=0)]

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player
 from expost.seeds import seeded
-from expost.tensors import unit
+from expost.tensors import batches, unit
 
 __all__ = ["Binarised", "Dequantised", "binarised", "dequantised"]
+
+#: Images of which floats are held at a time.
+ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Binarised(_Wrapped):
 def binarised(x: Tensor, seed: int) -> Tensor:
     """Stored images drawn once as Bernoulli(x), uint8 0 and 255: the binary test set that belongs to :class:`Binarised`."""
     with seeded("binarise", seed):
-        return (torch.bernoulli(unit(x)) * 255).to(torch.uint8)
+        return torch.cat([(torch.bernoulli(unit(part)) * 255).to(torch.uint8) for part in batches(x, ROWS)])  # no float copy of all of it
 
 
 def dequantised(x: Tensor, seed: int) -> Tensor:
