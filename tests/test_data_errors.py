@@ -307,7 +307,7 @@ def test_points_cannot_be_padded_or_resized(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", np.random.default_rng(0).random((30, 2)))
     with pytest.raises(ValueError, match="leave out pad_to"):
         load(tmp_path / "p.npy", pad_to=4)
-    with pytest.raises(ValueError, match="size and crop need 8-bit grey or RGB images"):
+    with pytest.raises(ValueError, match="points, not images: leave out size and crop"):
         load(tmp_path / "p.npy", size=4)
 
 
