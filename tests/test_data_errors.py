@@ -282,7 +282,7 @@ def test_damaged_compressed_bytes(tmp_path: Path) -> None:
         (__file__, {}, r"is none of \.parquet, \.npz, \.npy"),
         ("digits", {"pad_to": 7}, r"pad_to=7 is smaller than the images \(8 x 8\): give at least 8"),
         ("digits", {"size": 0}, r"size must be at least 1 pixel, not 0"),
-        ("digits", {"crop": 9}, r"is 8 x 8, smaller than crop=9"),
+        ("digits", {"crop": 9}, r"are 8 x 8, smaller than crop=9"),
         ("digits", {"max_items": 0}, r"max_items must be at least 1"),
         ("digits", {"val": 1497}, r"val=1497 of 1497 training examples is not possible"),
         ("digits", {"val": 1.5}, r"val=1\.5 of 1497"),
@@ -307,7 +307,7 @@ def test_points_cannot_be_padded_or_resized(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", np.random.default_rng(0).random((30, 2)))
     with pytest.raises(ValueError, match="leave out pad_to"):
         load(tmp_path / "p.npy", pad_to=4)
-    with pytest.raises(ValueError, match="size and crop need 8-bit grey or RGB images"):
+    with pytest.raises(ValueError, match="points, not images: leave out size and crop"):
         load(tmp_path / "p.npy", size=4)
 
 
