@@ -169,9 +169,13 @@ def compare(
     seen = None if train is None else read(train, "train", None)
     for images in (made, *([seen] if seen is not None else [])):
         if images.shape != true.shape:
+            remedies = [f"to one size with size={min(true.shape[1:])}, say"] * (images.shape[1:] != true.shape[1:])
+            if images.shape[0] != true.shape[0]:  # colour is never dropped
+                remedies.append(
+                    "to one number of channels (channels=3 reads grey pictures of a folder as colour, arrays are converted before)"
+                )
             raise ValueError(
-                f"{images.name} has images of shape {images.shape}, {true.name} of {true.shape}: bring them to one size and number of channels "
-                f"(size={min(true.shape[1:])}, crop=..., pad_to=...; pictures of folders: channels={true.shape[0]})"
+                f"{images.name} has images of shape {images.shape}, {true.name} of {true.shape}: bring them {' and '.join(remedies)}"
             )
     judge = extractor_for(extractor, true) if isinstance(extractor, str) else extractor
     rows: dict[str, ImageSet] = {"generated": made}
