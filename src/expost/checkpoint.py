@@ -259,11 +259,8 @@ class RunFolder:
         """
         said: _Recorded = {"state": "planned" if self.recipe_file.is_file() else "new", "at": "", "why": ""}
         if self.state_file.is_file():
-            what, remedy = "the state of a run", "delete it, the other files of the run tell the same"
-            try:
-                said = convert(read_signed(self.state_file, what, remedy), _Recorded, f"{self.state_file} is not {what}")
-            except ValueError as error:
-                raise ValueError(str(error) if str(error).endswith(remedy) else f"{error}: {remedy}") from None
+            remedy = "delete it, the other files of the run tell the same"
+            said = read_signed(self.state_file, "the state of a run", remedy, _Recorded)
         if said["state"] in ("finished", "failed"):
             return State(said["state"], said["at"], said["why"])
         if (who := trainer(self.path)) is not None:
@@ -293,7 +290,8 @@ class RunFolder:
         return self._history().rows
 
     def _history(self) -> History:
-        return History.from_json(read_meta(self.weights_file, "the weights of a run").get("history"), str(self.weights_file))
+        found = read_meta(self.weights_file, "the weights of a run").get("history")
+        return History.from_json(found, f"{self.weights_file} holds no history of a training")
 
     def check_usable(self, *, failed: bool = False) -> None:
         """The one door to the weights of a run: those of an unfinished one cost a warning, a failed one is refused.
@@ -337,7 +335,8 @@ class RunFolder:
     def results(self) -> dict[str, Any]:
         if not self.results_file.is_file():
             return {}
-        return read_signed(self.results_file, "the results of a run", "restore it from a copy, or delete it to measure them again")
+        remedy = "restore it from a copy, or delete it to measure them again"
+        return read_signed(self.results_file, "the results of a run", remedy, dict[str, Any])
 
     def result(self, key: str, kind: type[T]) -> T | None:
         """One entry of results.json; None, to be measured again, if it is not there or is something else than it should be."""

@@ -60,11 +60,11 @@ class Conditional(nn.Module):
         if c.dim() < self.condition_dims:
             raise ValueError(f"expected a condition of {self.condition_dims} or more dimensions, got shape {tuple(c.shape)}")
         flat, batch = fold(c, self.condition_dims)
+        kind = flat.dtype
         if flat.is_floating_point() and not getattr(self.net, "converts", False):
-            flat = flat.to(next((p.dtype for p in self.net.parameters() if p.is_floating_point()), flat.dtype))
-        flat = (
-            flat.clone()
-        )  # a network whose first layer works in place must not change the data that the loss compares with, nor the caller's
+            kind = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), kind)
+        # A network whose first layer works in place must not change the data that the loss compares with, nor the caller's.
+        flat = flat.to(kind, copy=True)
         dtype = _precision.get()
         if dtype is None:
             features = self.net(flat)

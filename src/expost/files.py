@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar, overload
+from typing import IO, Any, Self, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -297,11 +297,12 @@ def write_signed(path: str | Path, value: dict[str, Any]) -> None:
     write_json(path, {**value, "checksum": checksum(json.dumps(value), {})})
 
 
-def read_signed(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
+def read_signed(path: str | Path, what: str, remedy: str, kind: type[T]) -> T:
     """The JSON object of a file, without its checksum; ``ValueError`` if it is not what was written. Older versions wrote no checksum.
 
     Args:
         remedy: what to do about a damaged one, for the sentence.
+        kind: declared type, e.g. a TypedDict; what it does not name is left in.
     """
     try:
         found = read_json(path, what)
@@ -313,7 +314,11 @@ def read_signed(path: str | Path, what: str, remedy: str) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ValueError(f"{path} is damaged or is not {what}: {remedy}")
-    return found
+    try:
+        convert(found, kind, f"{path} is not {what}")
+    except ValueError as error:
+        raise ValueError(f"{error}: {remedy}") from None
+    return cast(T, found)
 
 
 def seal(path: str | Path) -> None:

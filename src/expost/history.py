@@ -66,9 +66,8 @@ class History:
         return {"rows": self.rows, "stopped": self.stopped, "best_step": self.best_step, "seconds": self.seconds, "images": self.images}
 
     @classmethod
-    def from_json(cls, value: Any, where: str = "this") -> History:
-        """What :meth:`to_json` gave; ``ValueError`` if it is something else, which begins with ``where`` it was."""
-        what = f"{where} holds no history of a training" if where != "this" else "this is not the history of a training"
+    def from_json(cls, value: Any, what: str = "this is not the history of a training") -> History:
+        """What :meth:`to_json` gave; ``ValueError`` if it is something else, which begins with ``what``."""
         history = convert(value, cls, what)
         if not all(isinstance(row.get("step"), int) and isinstance(row.get("split"), str) for row in history.rows):
             raise ValueError(f"{what} (a row has no step or no split)")

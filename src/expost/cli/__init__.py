@@ -188,7 +188,9 @@ def _begun(error: Exception) -> bool:
     """Whether the file that failed belongs to a run of which something is trained."""
     from expost.checkpoint import RunFolder
 
-    path = Path(str(getattr(error, "filename", None) or ""))
+    if not isinstance(error, OSError) or error.filename is None:
+        return False
+    path = Path(str(error.filename))
     with contextlib.suppress(ValueError, OSError):
         return any(RunFolder.at(folder).state().begun for folder in (path, path.parent))
     return True

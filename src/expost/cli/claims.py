@@ -20,7 +20,6 @@ from expost.progress import Bar
 from expost.recipes.claims import Claim, claims_of
 from expost.recipes.lab import Lab
 from expost.recipes.verdict import word
-from expost.schema import convert
 
 __all__ = ["check_claims"]
 
@@ -89,11 +88,9 @@ class _Entry(TypedDict):
 def _measured(file: Path) -> dict[str, Any]:
     """The entries of the cache; none where it is damaged, so that what it held is measured again."""
     try:
-        found = read_signed(file, "the cache of claims", "delete it") if file.is_file() else {}
-        convert(found, dict[str, _Entry], "the cache of claims")
+        return dict(read_signed(file, "the cache of claims", "delete it", dict[str, _Entry])) if file.is_file() else {}
     except (ValueError, OSError):
         return {}
-    return found
 
 
 def _key(claim: Claim, lab: Lab, runs: Callable[[str], str]) -> str:

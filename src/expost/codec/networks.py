@@ -102,10 +102,8 @@ def _snap(density: nn.Module | None, outermost: bool = False) -> None:
 
 def levels_of(model: Autoencoder, shape: tuple[int, ...]) -> tuple[list[Level], Density]:
     """The levels of a coding copy for values of this shape, outermost first, and the innermost prior; ``ValueError`` for what cannot be coded."""
-    made = (
-        shape if model.prior is None else value_shape(model)
-    )  # without a prior the networks come first: it can be given, another encoder not
-    if made != shape:
+    # Without a prior the networks come first: it can be given, another encoder not.
+    if model.prior is not None and (made := value_shape(model)) != shape:
         raise ValueError(f"the model makes {made} and the data is {shape}: give images of the model's shape")
     levels: list[Level] = []
     density: Density | None = model

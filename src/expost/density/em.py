@@ -121,12 +121,12 @@ def _staged(
     judged = white[first : 2 * first] if n >= 2 * first else white[:first]
     try:
         starts = restarts if components > 1 else 1
-        with _torch_arrays(), Bar(starts, what="starts of the mixture", after=1.0) as bar:
-            runners = [
-                _estimator(_start(plain[:first], white[:first], components, full, seed + k), components, full, reg)
-                for k in bar.over(range(starts))
-            ]
         with _torch_arrays():
+            with Bar(starts, what="starts of the mixture", after=1.0) as bar:
+                runners = [
+                    _estimator(_start(plain[:first], white[:first], components, full, seed + k), components, full, reg)
+                    for k in bar.over(range(starts))
+                ]
             while len(runners) > 1:
                 for model in runners:
                     _iterate(model, white[:first], tol, _ROUND)

@@ -23,7 +23,7 @@ from expost.evaluate.controls import blind, jitter, shuffle_pixels
 from expost.evaluate.features import Extractor
 from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.evaluate.gather import Processes
-from expost.evaluate.sets import ArraySet, FolderSet, ImageSet, InMemory, set_features, set_statistics
+from expost.evaluate.sets import ArraySet, FolderSet, ImageSet, InMemory, Mapped, set_features, set_statistics
 from expost.evaluate.suite import GROUPS, MEMORY, Reference, check_groups, measure, placed
 from expost.files import Room, cache_folder, cached, is_sealed, keep, load_tensors, save_tensors, seal
 from expost.hashes import content_hash
@@ -90,19 +90,12 @@ class _Drawn:
         return torch.cat([self.images.read(i, i + 1) for i in self.index[start:stop]])
 
 
-class _Padded:
+class _Padded(Mapped):
     """A set whose images have a border of zeros."""
 
     def __init__(self, images: ImageSet, side: int) -> None:
-        self.images, self.side, self.name = images, side, images.name
-        self.shape = (images.shape[0], side, side)
-        self.read(0, 1)  # too large ones are refused now
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, start: int, stop: int) -> Tensor:
-        return pad(self.images.read(start, stop), self.side, self.name)
+        self.side = side
+        super().__init__(images, lambda x: pad(x, side, images.name))
 
 
 def extractor_for(name: str, images: ImageSet) -> Extractor:
