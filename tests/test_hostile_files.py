@@ -6,16 +6,22 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from expost.adapt import Origin, wrap
 from expost.checkpoint import RunFolder
 from expost.cli import main, sentence
+from expost.data import load
 from expost.files import NotKept
-from expost.locks import hold
+from expost.locks import Locked, hold
 from expost.recipes.runs import load_model, plan, train_run
+from expost.recipes.wrapped import save_wrapped
 from test_files import small_disk
 
 
@@ -210,6 +216,26 @@ def test_the_record_of_a_training_is_read_where_it_has_a_checksum(copied: Path) 
         folder.rows()
 
 
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[None]:
+    """Another training holds the lock of the folder inside the block."""
+    held, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with hold(folder):
+            held.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 #: What writes into a run, with what it must not have written there while another process holds the lock.
 WRITERS = {
     "density": (["{run}", "gaussian"], "densities/gaussian.safetensors"),
@@ -224,21 +250,8 @@ def test_every_writer_takes_the_lock(command: str, copied: Path, tmp_path: Path,
     arguments, file = WRITERS[command]
     before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
     words = [word.format(run=copied, new=tmp_path / "new") for word in arguments]
-    held, over = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with hold(copied):
-            held.set()
-            over.wait(60)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    held.wait(60)
-    try:
+    with held_by_another(copied):
         assert main([command, *words, "--device", "cpu"]) == 0
-    finally:
-        over.set()
-        thread.join()
     assert "note: not kept: " in (said := capsys.readouterr().err)
     assert f"is being trained by process {os.getpid()} on " in said
     assert {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()} == before
@@ -246,23 +259,27 @@ def test_every_writer_takes_the_lock(command: str, copied: Path, tmp_path: Path,
     assert (copied / file).is_file()
 
 
+def test_wrap_writes_nothing_where_another_trains(tmp_path: Path) -> None:
+    dataset, folder = load("digits"), tmp_path / "run"
+    model = wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2)), torch.nn.Linear(2, 64), dataset.train.x[:20])
+
+    def save() -> RunFolder:
+        return save_wrapped(folder, model, Origin("modules", {}), dataset, source="digits")
+
+    with held_by_another(folder):
+        there = sorted(folder.iterdir())
+        with pytest.raises(Locked, match="is being trained by process"):
+            save()
+        assert sorted(folder.iterdir()) == there
+    assert save().model_file.is_file()
+
+
 def test_a_run_that_is_being_trained_is_not_trained_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "ghosh2020/rae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--out", str(tmp_path / "run")]
-    held, over = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with hold(tmp_path / "run"):
-            held.set()
-            over.wait(60)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    held.wait(60)
-    assert main([*arguments, "--resume"]) == 2
-    with pytest.warns(NotKept, match="is being trained by process"):
-        RunFolder.at(tmp_path / "run").add_results("a", 1)
-    over.set()
-    thread.join()
+    with held_by_another(tmp_path / "run"):
+        assert main([*arguments, "--resume"]) == 2
+        with pytest.warns(NotKept, match="is being trained by process"):
+            RunFolder.at(tmp_path / "run").add_results("a", 1)
     error = capsys.readouterr().err
     assert f"is being trained by process {os.getpid()} on " in error
     assert error.count("\n") == 1
