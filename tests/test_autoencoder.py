@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from expost import heads
-from expost.autoencoder import Autoencoder, evaluating
+from expost.autoencoder import Autoencoder, evaluating, remembering
 from expost.conditional import Conditional
 from expost.distributions import Marginal, point
 from toys import StandardNormal, bits, convolutional, model, pictures, same, vectors
@@ -151,3 +151,29 @@ def test_encode_and_decode_are_differentiable():
     m, x = model(), vectors(4)
     (-m(2).log_prob(x)).sum().backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in m.parameters())
+
+
+def test_an_encoder_that_remembers_answers_the_same_and_is_asked_once():
+    m, x, asked = model(), vectors(30), []
+    m.encoder.net.register_forward_hook(lambda *_: asked.append(1))
+
+    def cost(**how):
+        asked.clear()
+        return m.latents(how.pop("x", x), at="sample", batch_size=20), len(asked)
+
+    plain, every = cost()
+    assert every == 2
+    with remembering(m.encoder):
+        again, first = cost()
+        assert torch.equal(again, plain) and first == 2
+        again, second = cost()
+        assert torch.equal(again, plain) and second == 0
+        changed = x.clone()
+        changed[25] = 0
+        assert cost(x=changed)[1] == 1  # the batch that differs
+        m.encode(x[:20])
+        assert len(asked) == 2, "with gradients nothing is remembered"
+        with remembering(m.encoder):
+            assert cost()[1] == 0
+        assert cost()[1] == 0
+    assert cost()[1] == 2

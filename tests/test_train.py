@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -704,3 +705,17 @@ def test_averaging_keeps_the_vectors_of_a_spectral_norm() -> None:
     assert len(vectors) == 2 * 8
     for name, value in vectors.items():
         assert float(value.norm()) == pytest.approx(1, abs=1e-4), name
+
+
+def test_memory_is_retained_until_the_outermost_block_ends(monkeypatch):
+    from expost import memory
+
+    said = []
+    library = SimpleNamespace(mallopt=lambda name, value: said.append((name, value)), malloc_trim=lambda pad: said.append("trim"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2"))
+    with memory.retained():
+        with memory.retained():
+            pass
+        assert "trim" not in said and not set(memory._DEFAULTS.items()) & set(said)
+    assert said[-1] == "trim" and set(memory._DEFAULTS.items()) <= set(said)

@@ -18,12 +18,13 @@ from torch.distributions import Distribution
 from expost.conditional import Conditional
 from expost.density.base import Codes, Density
 from expost.distributions import Marginal, point
+from expost.hashes import content_hash
 from expost.memory import check_room
 from expost.progress import Bar
 from expost.seeds import seeded
 from expost.tensors import as_data, batches, check_levels, unit
 
-__all__ = ["Autoencoder", "check_weights", "evaluating"]
+__all__ = ["Autoencoder", "check_weights", "evaluating", "remembering"]
 
 
 @contextmanager
@@ -39,6 +40,28 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in zip(every, modes, strict=True):
             m.training = mode
+
+
+@contextmanager
+def remembering(encoder: nn.Module) -> Iterator[None]:
+    """Batches that the encoder has seen cost it nothing inside the block, in evaluation mode and without gradients: for many measurements of the same data."""
+    own, known, before = encoder.forward, dict[str, Distribution](), encoder.__dict__.get("forward")
+
+    def forward(x: Tensor) -> Distribution:
+        if encoder.training or torch.is_grad_enabled():
+            return own(x)
+        key = content_hash(x)
+        if key not in known:
+            known[key] = own(x)
+        return known[key]
+
+    encoder.forward = forward
+    try:
+        yield
+    finally:
+        del encoder.forward
+        if before is not None:
+            encoder.forward = before
 
 
 @contextmanager

@@ -26,13 +26,13 @@ MEMORY = 256 << 20
 #: Largest side of a tile, halved for wide features (measured), and the smallest that is worth running.
 SIDE, LEAST = 2048, 16
 #: Candidates kept beyond k: enough that the error bound nearly always proves them sufficient.
-SPARE = 5
+SPARE = 12
 #: Columns per group when the smallest of a row are selected: first the groups with the smallest minima, then inside them.
 GROUP = 32
 #: Products are summed over at most this many dimensions at a time, which keeps the error bound small for images as features.
 SPAN = 4096
 #: Numbers of a buffer of exact differences: few enough for a processor's cache (measured: five times as fast as 2²⁰ of images as features).
-CACHED = 1 << 16
+CACHED = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from expost import heads
-from expost.autoencoder import Autoencoder, check_weights, evaluating
+from expost.autoencoder import Autoencoder, check_weights, evaluating, remembering
 from expost.density.base import Density
 from expost.diagnose.health import LEAST, Panel, panel
 from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
 from expost.distributions import deterministic
+from expost.memory import retained
 from expost.results import Result, Table, format_number
 from expost.seeds import seeded, some
 from expost.tensors import batches, unit
@@ -183,27 +184,28 @@ def diagnose(
         ValueError: fewer than 20 data on a side, NaN in the data or the weights, or data that do not fit the model.
     """
     check_weights(model)
-    numbers = panel(model, train, held_out, density=density, at=at, beta=beta, n=n, seed=seed, memory=memory, progress=progress)
-    chosen = some(held_out, n, "diagnose", seed)
-    notes: list[str] = []
-    measured = {"code_scale": code_scale(model, chosen, density if density is not None else model.prior, seed=seed)}
-    measured["loss_ratio"] = loss_ratio(model, train, chosen, seed=seed)
-    optimal = None
-    with evaluating(model):
-        exact = not deterministic(model.encode(unit(train[:1].to(model.device))))
-    if exact:
-        optimal = optimal_decoder(model, train, chosen, memory=memory)
-        measured["closer_to_input"], measured["certain"] = optimal.closer_to_input, optimal.certain(PERPLEXITY)
-        if (new := generalising(optimal)) is not None:
-            measured["generalising"] = new
-    else:
-        notes.append(
-            "the encoder is deterministic: there are no weights q(z | x_n), so memorisation is judged by the ratio of losses alone"
-        )
-    gamma = _fixed_variance(model, chosen, beta) if exact else None
-    if gamma is not None:
-        measured["variance_ratio"] = gamma
-    measured["relative_error"] = relative_error(model, train, chosen)
+    with remembering(model.encoder), retained():
+        numbers = panel(model, train, held_out, density=density, at=at, beta=beta, n=n, seed=seed, memory=memory, progress=progress)
+        chosen = some(held_out, n, "panel", "held", seed)  # the panel's, so that they are encoded once
+        notes: list[str] = []
+        measured = {"code_scale": code_scale(model, chosen, density if density is not None else model.prior, seed=seed)}
+        measured["loss_ratio"] = loss_ratio(model, train, chosen, seed=seed)
+        optimal = None
+        with evaluating(model):
+            exact = not deterministic(model.encode(unit(train[:1].to(model.device))))
+        if exact:
+            optimal = optimal_decoder(model, train, chosen, memory=memory)
+            measured["closer_to_input"], measured["certain"] = optimal.closer_to_input, optimal.certain(PERPLEXITY)
+            if (new := generalising(optimal)) is not None:
+                measured["generalising"] = new
+        else:
+            notes.append(
+                "the encoder is deterministic: there are no weights q(z | x_n), so memorisation is judged by the ratio of losses alone"
+            )
+        gamma = _fixed_variance(model, chosen, beta) if exact else None
+        if gamma is not None:
+            measured["variance_ratio"] = gamma
+        measured["relative_error"] = relative_error(model, train, chosen)
     failed = _failed(measured["relative_error"])
     if failed is not None and numbers.collapsed and not _silent(numbers):
         collapse = None  # codes say something, so it is the decoder that fails, whatever the gain

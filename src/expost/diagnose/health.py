@@ -149,7 +149,7 @@ def panel(
         density: p(z) that codes are compared with and drawn from; default, the model's prior, and without one a Gaussian fitted to training codes.
         at: whether codes are samples of q(z | x), or posterior means, which is what a density fitted to means is to be compared with.
         gamma, beta: for :func:`~expost.diagnose.linear.linear_units`.
-        n: held-out images used; of the training data 2n, and 5n for the covariance.
+        n: held-out images used; of the training data 2n, and for the covariance 5n, or n where 5n would be fewer than the numbers of an image.
         seed: of the choice of images, and of everything drawn.
         memory: bytes that each part may take beyond its inputs.
         progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
@@ -191,7 +191,7 @@ def panel(
         "units": lambda: units(own, held, images=max(100, min(500, DECODED // d)), seed=seed),
         "linear": lambda: linear_units(
             model,
-            some(x_train, _most(x_train, 5 * n, memory), "panel", "covariance", seed),
+            some(x_train, _most(x_train, n, memory), "panel", "covariance", seed),
             gamma=gamma,
             beta=beta,
             seed=seed,
@@ -348,8 +348,10 @@ def _blame(marginal: Marginals | None, whole: Result | None, information: Result
 
 
 def _most(x: Tensor, n: int, memory: int) -> int:
-    """How many rows :func:`~expost.diagnose.linear.spectrum` can take: all, or so few that their Gram matrix fits."""
-    return n if 32 * min(n, len(x), x[0].numel()) ** 2 <= memory else math.isqrt(memory // 32)
+    """Rows for :func:`~expost.diagnose.linear.spectrum`: 5n, or n where these are fewer than the numbers in a row; and no more than fit."""
+    dims = x[0].numel()
+    rows = 5 * n if 5 * n >= dims else n
+    return rows if 32 * min(rows, len(x), dims) ** 2 <= memory else math.isqrt(memory // 32)
 
 
 def _plain(value: Any) -> Any:
