@@ -165,9 +165,11 @@ def test_an_encoder_that_remembers_answers_the_same_and_is_asked_once():
     assert every == 2
     with remembering(m.encoder):
         again, first = cost()
-        assert torch.equal(again, plain) and first == 2
+        assert torch.equal(again, plain)
+        assert first == 2
         again, second = cost()
-        assert torch.equal(again, plain) and second == 0
+        assert torch.equal(again, plain)
+        assert second == 0
         changed = x.clone()
         changed[25] = 0
         assert cost(x=changed)[1] == 1  # the batch that differs

@@ -717,5 +717,7 @@ def test_memory_is_retained_until_the_outermost_block_ends(monkeypatch):
     with memory.retained():
         with memory.retained():
             pass
-        assert "trim" not in said and not set(memory._DEFAULTS.items()) & set(said)
-    assert said[-1] == "trim" and set(memory._DEFAULTS.items()) <= set(said)
+        assert "trim" not in said
+        assert not set(memory._DEFAULTS.items()) & set(said)
+    assert said[-1] == "trim"
+    assert set(memory._DEFAULTS.items()) <= set(said)
