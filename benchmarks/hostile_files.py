@@ -462,6 +462,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="every text that was printed, with its number")
     arguments = parser.parse_args()
     broken = 0
+    os.environ["EXPOST_QUIET"] = "1"  # lines of progress on a slow machine are no part of the answer
     words = ("sentence", "same", "other", "traceback")
     print("".join([f"{'file':<18}{'mutations':<38}", *(f"{word:>10}" for word in words), f"{'MB':>8}"]), flush=True)
     for name in arguments.kinds or KINDS:

@@ -27,13 +27,13 @@ from expost.files import (
     check_output,
     is_sealed,
     load_tensors,
-    read_checked,
     read_json,
     read_meta,
+    read_signed,
     save_tensors,
     seal,
-    write_checked,
     write_json,
+    write_signed,
     write_text,
 )
 
@@ -357,7 +357,7 @@ def test_a_damaged_cache_is_made_again(tmp_path):
     path, made = tmp_path / "b.json", []
 
     def value():
-        return cached(path, lambda p: read_checked(p, "x"), lambda: made.append(1) or {"a": 1.5}, write_checked)
+        return cached(path, lambda p: read_signed(p, "x", "delete it", dict), lambda: made.append(1) or {"a": 1.5}, write_signed)
 
     assert value() == value() == {"a": 1.5}
     assert made == [1]

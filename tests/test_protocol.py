@@ -16,7 +16,7 @@ from expost.evaluate.frechet import frechet_distance
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.protocol import INTERPOLATIONS, Scores, score
 from expost.evaluate.quirks import Quirks
-from expost.files import read_checked, write_checked
+from expost.files import write_signed
 from expost.mean_stage import MeanStage
 from expost.training import Training
 from toys import convolutional, pictures
@@ -88,11 +88,11 @@ def test_controls_are_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Mo
     file.write_bytes(whole.replace(b"1", b"2", 1))
     assert scored(tmp_path).rows["control: training images"] == first.rows["control: training images"]
     assert file.read_bytes() == whole, "what is damaged is made again"
-    other = json.loads(json.dumps(read_checked(file, "controls")).replace('"value": ', '"value": 1'))
-    write_checked(file, other)  # what is kept is what is read
+    kept = json.loads(whole)
+    write_signed(file, {"key": kept["key"], "value": json.loads(json.dumps(kept["value"]).replace('"value": ', '"value": 1'))})
     assert scored(tmp_path).rows["control: training images"] != first.rows["control: training images"]
     assert asked  # their content names the file
-    monkeypatch.setattr(protocol, "metrics_code", lambda: "another version")
+    monkeypatch.setattr("expost.storage.code_hash", lambda *modules: "another code")
     assert scored(tmp_path).rows["control: training images"] == first.rows["control: training images"]
 
 

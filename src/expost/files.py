@@ -28,8 +28,8 @@ from expost.schema import convert
 from expost.state import Note
 
 __all__ = [
-    "NotKept", "Room", "atomic", "cache_folder", "cached", "check_output", "is_sealed", "keep", "load_tensors", "read_checked", "read_json", "read_meta",
-    "read_signed", "save_tensors", "seal", "write_checked", "write_json", "write_signed", "write_text",
+    "NotKept", "Room", "atomic", "cache_folder", "cached", "check_output", "is_sealed", "keep", "load_tensors", "read_json", "read_meta",
+    "read_signed", "save_tensors", "seal", "write_json", "write_signed", "write_text",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -277,19 +277,6 @@ def read_json(path: str | Path, what: str) -> Any:
         raise ValueError(f"{path} does not exist: {what} is missing, check the folder") from None
     except (ValueError, RecursionError):  # no JSON, no text, numbers of thousands of digits, nested thousands deep
         raise ValueError(f"{path} is damaged or is not {what}: restore it from a copy, or make it again") from None
-
-
-def write_checked(path: str | Path, value: Any) -> None:
-    """JSON with a checksum, for :func:`read_checked`."""
-    write_json(path, {"checksum": checksum(json.dumps(value), {}), "value": value})
-
-
-def read_checked(path: str | Path, what: str) -> Any:
-    """What :func:`write_checked` wrote; ``ValueError`` if it is not that any more."""
-    found = read_json(path, what)
-    if not isinstance(found, dict) or "value" not in found or found.get("checksum") != checksum(json.dumps(found["value"]), {}):
-        raise ValueError(f"{path} is damaged or is not {what}: delete it")
-    return found["value"]
 
 
 def write_signed(path: str | Path, value: dict[str, Any]) -> None:

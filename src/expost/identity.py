@@ -1,36 +1,17 @@
-"""Texts that name a configuration or a piece of code: the same in every process, unlike ``repr``, which prints addresses of functions."""
+"""Texts that name a configuration: the same in every process, unlike ``repr``, which prints addresses of functions."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
-import inspect
 import re
 from collections.abc import Mapping
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-__all__ = ["code_hash", "experiment_name", "stable_repr", "timeless"]
-
-
-def code_hash(*modules: ModuleType) -> str:
-    """16 hexadecimal digits of the SHA-256 of what modules do: of their syntax trees, without docstrings, comments and layout.
-
-    Kept with cached results, so that none outlives a change of the code that made it.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        tree = ast.parse(inspect.getsource(module))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                body[0].value.value = ""
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
+__all__ = ["experiment_name", "stable_repr", "timeless"]
 
 
 def experiment_name(text: str, data_hash: str, seed: int) -> str:

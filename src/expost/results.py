@@ -85,7 +85,7 @@ class Result:
         text += f" (n = {self.n})" if self.n is not None else ""
         return text + "".join(f"\n  note: {note}" for note in self.notes)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ResultValue:
         return {
             "name": self.name,
             "value": self.shown,

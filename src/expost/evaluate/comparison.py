@@ -25,10 +25,11 @@ from expost.evaluate.frechet import FeatureStats, frechet_distance
 from expost.evaluate.gather import Processes
 from expost.evaluate.sets import ArraySet, FolderSet, ImageSet, InMemory, Mapped, set_features, set_statistics
 from expost.evaluate.suite import GROUPS, MEMORY, Reference, check_groups, measure, placed
-from expost.files import Room, cache_folder, cached, is_sealed, keep, load_tensors, save_tensors, seal
+from expost.files import Room, cache_folder, cached, is_sealed, keep, seal
 from expost.hashes import content_hash
 from expost.results import Result
 from expost.seeds import draw, seed_from
+from expost.storage import Tensors, code_hash, remember
 
 __all__ = ["compare", "extractor_for", "image_set"]
 
@@ -236,25 +237,17 @@ def _controls(real: ImageSet, train: ImageSet | None, n: int, seed: int) -> dict
 
 def _statistics(extractor: Extractor, images: ImageSet, device: torch.device | str | None, cache: str | Path | None) -> FeatureStats:
     """Moments of a set's features, from the cache where its files are known to it."""
-    key, processes = _key(images), Processes()
+    key = _key(images)
     if key is None:
         return set_statistics(extractor, images, device=device)
-    facts = {"extractor": extractor.identity, "images": f"{key} {len(images)} {images.shape}"}
-    name = hashlib.sha256(" ".join(facts.values()).encode()).hexdigest()[:24]
-    path = cache_folder("moments", root=cache) / f"{name}.safetensors"
 
-    def read(file: Path) -> FeatureStats | None:
-        tensors, found = load_tensors(file, "cached moments of features")
-        return FeatureStats(int(tensors["n"]), tensors["mean"], tensors["scatter"]) if found == facts else None
+    def make() -> Tensors:
+        made = set_statistics(extractor, images, device=device)
+        return {"n": torch.tensor(made.n), "mean": made.mean, "scatter": made.scatter}
 
-    return cached(
-        path,
-        read,
-        lambda: set_statistics(extractor, images, device=device),
-        lambda file, made: save_tensors(file, {"n": torch.tensor(made.n), "mean": made.mean, "scatter": made.scatter}, facts),
-        agreed=processes.agreed,
-        main=processes.rank == 0,
-    )
+    what = extractor.identity, key, len(images), images.shape
+    kept = remember(cache_folder("moments", root=cache), "moments", make, *what, kind=Tensors, code=(extractor,))
+    return FeatureStats(int(kept["n"]), kept["mean"], kept["scatter"])
 
 
 def _features(extractor: Extractor, images: ImageSet, device: torch.device | str | None, cache: str | Path | None) -> Tensor:
@@ -262,7 +255,8 @@ def _features(extractor: Extractor, images: ImageSet, device: torch.device | str
     key = _key(images)
     if key is None:
         return set_features(extractor, images, device=device)
-    name = hashlib.sha256(f"{extractor.identity} {key} {len(images)} {images.shape}".encode()).hexdigest()[:24]
+    code = code_hash(*sorted({__name__, type(extractor).__module__}))
+    name = hashlib.sha256(f"{extractor.identity} {key} {len(images)} {images.shape} {code}".encode()).hexdigest()[:24]
     path = cache_folder("features", root=cache) / f"{name}.npy"
     shape, processes = (len(images), extractor.dim), Processes()
 

@@ -20,7 +20,6 @@ The features of one image do not depend on its batch beyond float32 round-off, a
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -33,10 +32,11 @@ from torch import Tensor, nn
 
 from expost.devices import choose_device
 from expost.evaluate.networks import SmallConvNet
-from expost.files import cache_folder, cached, load_tensors, save_tensors
-from expost.hashes import content_hash, file_name, state_hash
+from expost.files import cache_folder
+from expost.hashes import content_hash, state_hash
 from expost.progress import Bar
 from expost.seeds import permutation, seeded
+from expost.storage import Tensors, remember
 from expost.tensors import check_finite, numbered, spelled
 
 __all__ = ["Extractor", "Pixels", "RandomNetwork", "Wrapped", "cached_features", "extract", "images", "rms_norm"]
@@ -161,21 +161,16 @@ def cached_features(
         cache: folder in which ``features/`` is made; the user's cache folder by default.
     """
     key = f"{data_hash or content_hash(x)}/{'x'.join(map(str, x.shape))}"
-    path = cache_folder("features", root=cache) / file_name(extractor.name, extractor.hash, hashlib.sha256(key.encode()).hexdigest()[:16])
-    facts = {"extractor": extractor.identity, "data": key}
 
-    def read(file: Path) -> Tensor | None:
-        tensors, found = load_tensors(file, "cached features")
-        f = tensors["features"]
-        fits = found == facts and f.shape == (len(x), extractor.dim) and f.dtype == torch.float32 and bool(f.isfinite().all())
-        return f if fits else None
+    def make() -> Tensors:
+        return {"features": extract(extractor, x, batch_size=batch_size, device=device)}
 
-    return cached(
-        path,
-        read,
-        lambda: extract(extractor, x, batch_size=batch_size, device=device),
-        lambda file, f: save_tensors(file, {"features": f}, facts),
-    )
+    def fits(found: Tensors) -> bool:
+        f = found["features"]
+        return f.shape == (len(x), extractor.dim) and f.dtype == torch.float32 and bool(f.isfinite().all())
+
+    folder = cache_folder("features", root=cache)
+    return remember(folder, "features", make, extractor.identity, key, kind=Tensors, code=(extractor,), enough=fits)["features"]
 
 
 def rms_norm(features: Tensor) -> float:

@@ -17,47 +17,34 @@ images are drawn at random, since the first ones may all be of one class.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache as remembered
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from expost import search
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
 from expost.evaluate.controls import CONTROLS, blind, control_sets, scored
 from expost.evaluate.features import Extractor
-from expost.evaluate.gather import Processes
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.quirks import Quirks
 from expost.evaluate.sets import Generated, ImageSet, InMemory, Mapped, set_features
 from expost.evaluate.suite import COPYING, QUALITY, Reference, check_groups, measure
-from expost.files import cache_folder, cached, read_checked, write_checked
+from expost.files import cache_folder
 from expost.hashes import content_hash
-from expost.identity import code_hash
 from expost.progress import Bar
 from expost.results import Result, ResultValue, Table, format_number
+from expost.storage import code_hash, remember
 from expost.tensors import batches, unit
 
-__all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "metrics_code", "score"]
+__all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "score"]
 
 INTERPOLATIONS = ("spherical", "linear", "norm-corrected")
 #: The groups of metrics that 002's tables need.
 DEFAULT: tuple[str, ...] = ("fd", "prd")
-
-
-#: Where the metrics are computed.
-MODULES = (
-    "clusters", "controls", "feature_mixture", "features", "frechet", "interpolate", "kernel", "matrix", "memorisation", "neighbours",
-    "precision_recall", "sets", "suite",
-)  # fmt: skip
 
 
 class ScoresValue(TypedDict):
@@ -86,7 +73,7 @@ class Scores:
         n: images on each side.
         seed: of samples, pairs, subsets.
         notes: about the extractor, sample sizes, quirks.
-        code: of the metrics, see :func:`metrics_code`.
+        code: names the code that measured them, see :func:`expost.storage.code_hash`.
         reference: what everything is compared with.
     """
 
@@ -168,7 +155,7 @@ class Scores:
         second = self.memorisation("Memorisation: " + title if title else "Memorisation")
         return [self.table(title)] + ([second] if second is not None else [])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ScoresValue:
         rows = {row: {metric: result.to_json() for metric, result in results.items()} for row, results in self.rows.items()}
         return {
             "label": self.label, "rows": rows, "groups": list(self.groups), "mse": self.mse, "n": self.n, "seed": self.seed, "notes": list(self.notes),
@@ -176,7 +163,7 @@ class Scores:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Scores:
+    def from_json(cls, value: Mapping[str, Any] | ScoresValue) -> Scores:
         rows = {row: {m: Result.from_json(r) for m, r in results.items()} for row, results in value["rows"].items()}
         return cls(
             value["label"],
@@ -277,7 +264,7 @@ def score(
             first = next(iter(results))
             results[first] = dataclasses.replace(results[first], notes=(*results[first].notes, note))
     every = tuple(dict.fromkeys((*notes, *quirks.describe())))
-    return Scores(extractor.label, rows, chosen, _mse(model, test, quirks, seed), n, seed, every, metrics_code(), f"{kind} images")
+    return Scores(extractor.label, rows, chosen, _mse(model, test, quirks, seed), n, seed, every, code_hash(__name__), f"{kind} images")
 
 
 def _controls(
@@ -293,32 +280,18 @@ def _controls(
 ) -> dict[str, dict[str, Result]]:
     """Metrics of the control sets; they depend on real data only and are kept on disk, under all that determines them."""
     sets = control_sets(val, train, n, seed=seed)
-    parts = [extractor.identity, reference.key, *groups, n, seed, *(content_hash(sets[c]) for c in CONTROLS), metrics_code()]
-    path = cache_folder("controls", root=cache) / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.json"
-    processes = Processes()
+    key = extractor.identity, reference.key, groups, n, seed, [content_hash(sets[c]) for c in CONTROLS]
 
-    def make() -> dict[str, dict[str, Result]]:
-        return {
-            f"control: {row}": measure(set_features(extractor, images, device=device), reference, name=row, groups=groups, seed=seed)
-            for row, images in sets.items()
-        }
+    def make() -> dict[str, dict[str, ResultValue]]:
+        found = {}
+        for row, images in sets.items():
+            results = measure(set_features(extractor, images, device=device), reference, name=row, groups=groups, seed=seed)
+            found[f"control: {row}"] = {metric: result.to_json() for metric, result in results.items()}
+        return found
 
-    return cached(
-        path,
-        lambda file: {
-            row: {m: Result.from_json(r) for m, r in results.items()} for row, results in read_checked(file, "cached controls").items()
-        },
-        make,
-        lambda file, made: write_checked(file, {row: {m: r.to_json() for m, r in results.items()} for row, results in made.items()}),
-        agreed=processes.agreed,
-        main=processes.rank == 0,
-    )
-
-
-@remembered
-def metrics_code() -> str:
-    """Names the code of all metrics: cached scores and controls never outlive a change of it."""
-    return code_hash(import_module("expost.seeds"), search, *(import_module(f"expost.evaluate.{name}") for name in MODULES))
+    folder = cache_folder("controls", root=cache)
+    kept = remember(folder, "controls", make, *key, kind=dict[str, dict[str, ResultValue]], code=(extractor,))
+    return {row: {metric: Result.from_json(r) for metric, r in results.items()} for row, results in kept.items()}
 
 
 def _cell(result: Result | None) -> float | None:

@@ -24,12 +24,10 @@ Every result's ``context`` names extractor, both sets, their sizes, the seed and
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +42,12 @@ from expost.evaluate.matrix import REPEATS, dependence, feature_pair, overlap
 from expost.evaluate.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.precision_recall import prd
-from expost.files import cache_folder, cached, load_tensors, save_tensors
-from expost.hashes import content_hash, file_name, row_keys
-from expost.identity import code_hash
+from expost.files import cache_folder
+from expost.hashes import content_hash, row_keys
 from expost.progress import Bar
 from expost.results import Result
 from expost.search import MEMORY, nearest
+from expost.storage import Tensors, remember
 
 __all__ = ["COPYING", "GROUPS", "QUALITY", "Reference", "check_groups", "measure", "placed"]
 
@@ -131,21 +129,12 @@ class Reference:
     @cached_property
     def neighbours(self) -> RealNeighbours:
         """Distances among real images: from the cache, or computed now and kept."""
-        code = code_hash(*(import_module(f"expost.{name}") for name in ("evaluate.matrix", "search", "evaluate.neighbours")))
-        name = hashlib.sha256(f"{self.key} {code}".encode()).hexdigest()[:16]
-        path = cache_folder("neighbours", root=self.cache) / file_name(self.extractor.replace("@", "-"), name)
-        facts = {"real": self.key, "code": code}
 
-        def read(file: Path) -> RealNeighbours | None:
-            tensors, found = load_tensors(file, "cached distances between real images")
-            return RealNeighbours.from_tensors(tensors) if found == facts else None
+        def make() -> Tensors:
+            return RealNeighbours.of(self.test, self.train, memory=self.memory).tensors()
 
-        return cached(
-            path,
-            read,
-            lambda: RealNeighbours.of(self.test, self.train, memory=self.memory),
-            lambda file, made: save_tensors(file, made.tensors(), facts),
-        )
+        kept = remember(cache_folder("neighbours", root=self.cache), "neighbours", make, self.key, kind=Tensors, code=(RealNeighbours,))
+        return RealNeighbours.from_tensors(kept)
 
     def cells(self, seed: int) -> Tensor:
         """Centres of the cells of C_T, k-means of the training features."""

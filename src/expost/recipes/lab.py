@@ -15,17 +15,15 @@ from expost import data
 from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
-from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, ScoresValue, metrics_code
+from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, ScoresValue
 from expost.recipes.base import BudgetName, Experiment
-from expost.recipes.runs import Run, load_run, plan, train_run
+from expost.recipes.runs import CODE, Run, load_run, plan, train_run, training_code
+from expost.storage import remember
 from expost.train import Watch
 
 __all__ = ["Lab", "check_root", "run_path"]
 
 T = TypeVar("T")
-
-#: Before the labels of the lab's own scores in results.json: what users measure on the same run never changes a table.
-KEEP = "lab "
 
 
 def silent(text: str) -> None:
@@ -123,15 +121,39 @@ class Lab:
         run = self.run(recipe, settings)
         assert run.folder is not None
         extractor, notes = self.extractor(run.dataset)
-        saved = run.folder.result(f"{KEEP}{extractor.label}", ScoresValue)
+        found: list[ScoresValue] = []
+
+        def enough(kept: ScoresValue) -> bool:
+            found.append(kept)
+            return {f"samples {d}" for d in densities} <= kept["rows"].keys() and set(groups) <= set(kept["groups"])
+
+        def make() -> ScoresValue:
+            """With all that was measured before."""
+            before = (row.removeprefix("samples ") for kept in found for row in kept["rows"] if row.startswith("samples "))
+            every, chosen = dict.fromkeys((*before, *densities)), dict.fromkeys((*(g for kept in found for g in kept["groups"]), *groups))
+            self.say(f"scoring {recipe}: {', '.join(every)}")
+            made = run.score(
+                extractor, densities=tuple(every), n=n, notes=notes, groups=tuple(chosen), interpolations=INTERPOLATIONS, keep=False
+            )
+            return made.to_json()
+
         most = min(n, len(run.dataset.val.x), len(run.dataset.test.x))
-        if saved is not None and saved["code"] == metrics_code() and saved["n"] == most:
-            if {f"samples {d}" for d in densities} <= saved["rows"].keys() and set(groups) <= set(saved["groups"]):
-                return Scores.from_json(saved)
-            before = (row.removeprefix("samples ") for row in saved["rows"] if row.startswith("samples "))
-            densities, groups = tuple(dict.fromkeys((*before, *densities))), tuple(dict.fromkeys((*saved["groups"], *groups)))
-        self.say(f"scoring {recipe}: {', '.join(densities)}")
-        return run.score(extractor, densities=densities, n=n, notes=notes, groups=groups, interpolations=INTERPOLATIONS, keep=KEEP)
+        return Scores.from_json(self.remember(run, "scores", make, extractor.identity, most, kind=ScoresValue, enough=enough))
+
+    def remember(
+        self,
+        run: Run,
+        name: str,
+        make: Callable[[], T],
+        *key: Any,
+        kind: type[T],
+        code: tuple[Any, ...] = (),
+        enough: Callable[[T], bool] = lambda found: True,
+    ) -> T:
+        """A measurement of a run, made once per state of the code that makes it: see :func:`expost.storage.remember`."""
+        assert run.folder is not None
+        what = (run.weights, run.dataset.hash, self.seed, *key)
+        return remember(run.folder.path / "measured", name, make, *what, kind=kind, code=code, enough=enough)
 
     def extractor(self, dataset: data.Dataset) -> tuple[Extractor, tuple[str, ...]]:
         """The extractor of a data set's scores, and what must be said about it."""
@@ -145,6 +167,16 @@ class Lab:
             self._made[key] = make()
         made: T = self._made[key]
         return made
+
+    @property
+    def asked(self) -> int:
+        """How many runs were asked for so far."""
+        return len(self._runs)
+
+    def trained_by_other_code(self) -> list[Path]:
+        """The folders of runs, of those asked for, that other code has trained than what would train them now."""
+        folders = [(run.folder, training_code(run.experiment)) for run in self._runs.values() if run.folder is not None]
+        return [folder.path for folder, code in folders if folder.read_recipe().get("versions", {}).get(CODE) != code]
 
     @cached_property
     def dataset(self) -> data.Dataset:

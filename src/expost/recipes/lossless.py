@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expost.codec import compress, decompress, general_purpose, negative_elbo
+from expost.hashes import content_hash
 from expost.objectives.noise import binarised
 from expost.recipes.lab import Lab
 from expost.results import Table
@@ -70,27 +71,24 @@ class Rates(TypedDict):
 
 
 def rates(lab: Lab, coder: Coder) -> Rates:
-    """Net rate and so on of a coder; kept in the run's results."""
+    """Net rate and so on of a coder; measured once."""
     run = lab.run(coder.recipe)
-    assert run.folder is not None
     x = images(lab, coder.binary)
-    drawn = "random " * (len(x) < len(run.dataset.test.x))
-    key = f"compression of {len(x)} {drawn}test images, {coder.density}, seed {lab.seed}"
-    saved = run.folder.result(key, Rates)
-    if saved is None:
+
+    def make() -> Rates:
         model = run.model if coder.density == "prior" else run.model.with_prior(run.density(coder.density))
         lab.say(f"compressing {len(x)} test images with {coder}, and back")
         compressed = compress(model, x, seed=lab.seed, progress=lab.progress)
         start = time.perf_counter()
         exact = torch.equal(decompress(model, compressed.data, progress=lab.progress), x)
         back = time.perf_counter() - start
-        saved = {
+        return {
             "net": compressed.net_rate, "seeded": compressed.seeded_rate, "file": compressed.file_rate, "bytes": len(compressed.data),
             "elbo": float(negative_elbo(model, x, seed=lab.seed).mean()) / compressed.dims, "exact": exact, "images": len(x),
             "compressing": len(x) / compressed.seconds, "decompressing": len(x) / back,
         }  # fmt: skip
-        run.folder.add_results(key, saved)
-    return saved
+
+    return lab.remember(run, "compression", make, coder.density, content_hash(x), kind=Rates)
 
 
 def compression_table(lab: Lab) -> tuple[Table, bool]:

@@ -46,17 +46,16 @@ class _Kept(TypedDict):
 
 
 def likelihoods(lab: Lab, recipe: str, name: str) -> GridLikelihood:
-    """NLL(k) of the recipe's model of a density; kept in the run's results."""
+    """NLL(k) of the recipe's model of a density; measured once."""
     run = lab.run(recipe, source=name)
-    assert run.folder is not None
     nodes, samples = NODES[lab.budget], SAMPLES[lab.budget]
-    key = f"grid likelihood, {nodes} nodes, {max(samples)} samples"
-    saved = run.folder.result(key, _Kept)
-    if saved is None:
+
+    def make() -> _Kept:
         lab.say(f"grid likelihood of {recipe} on {name}, {nodes} x {nodes} nodes, {max(samples)} samples")
         measured = grid_likelihood(run.model, name, samples=samples, nodes=nodes, seed=lab.seed, progress=lab.progress)
-        saved = {"entropy": measured.entropy, "nll": {str(k): v for k, v in measured.nll.items()}}
-        run.folder.add_results(key, saved)
+        return {"entropy": measured.entropy, "nll": {str(k): v for k, v in measured.nll.items()}}
+
+    saved = lab.remember(run, "grid-likelihood", make, nodes, samples, kind=_Kept)
     return GridLikelihood(name, nodes, saved["entropy"], {int(k): v for k, v in saved["nll"].items()})
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -23,7 +22,6 @@ from expost.diagnose.radius_attack import attack_radius, refined_radius
 from expost.diagnose.radius_grid import class_grid, grid_radius
 from expost.evaluate.classifier import TrainedClassifier
 from expost.evaluate.features import images
-from expost.identity import code_hash
 from expost.recipes.lab import Lab
 from expost.recipes.runs import Run
 from expost.results import Result
@@ -42,8 +40,6 @@ MASSES = {"smoke": 500, "cpu": 10_000, "paper": 100_000}
 NODES = {"smoke": 41, "cpu": 301, "paper": 601}
 #: What makes the latent space a plane.
 PLANE = {"latent": 2}
-#: diagnose's modules whose code the numbers depend on.
-MODULES = ("bounds", "class_distances", "latent_classes", "masses", "radius", "radius_attack", "radius_grid")
 
 
 @dataclass(frozen=True)
@@ -72,17 +68,17 @@ class Space:
     def error(self, name: str) -> float:
         return self.values[name][1] or 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        covered = {str(t): list(v) for t, v in self.covered.items()}
+    def to_json(self) -> _Kept:
+        covered = {str(t): v for t, v in self.covered.items()}
         return {
-            "values": {k: list(v) for k, v in self.values.items()},
+            "values": dict(self.values),
             "masses": list(self.masses),
             "covered": covered,
             "notes": list(self.notes),
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Space:
+    def from_json(cls, value: _Kept) -> Space:
         return cls(
             {k: (v, e) for k, (v, e) in value["values"].items()},
             tuple(value["masses"]),
@@ -94,7 +90,6 @@ class Space:
 class _Kept(TypedDict):
     """What is kept of a space."""
 
-    code: str
     values: dict[str, tuple[float, float | None]]
     masses: list[float]
     covered: dict[str, tuple[float, float]]
@@ -126,17 +121,13 @@ def latent_classes(lab: Lab, run: Run) -> LatentClasses:
 def space(lab: Lab, model: str, settings: dict[str, Any] | None = None) -> Space:
     """The latent space of a model of :data:`MODELS`; measured once per classifier and version of the code. In a plane with the exact grid."""
     run = lab.run(MODELS[model], settings)
-    assert run.folder is not None
     classifier = classifier_of(lab, run.dataset)
-    key = f"class radius, {CODES[lab.budget]} codes, seed {lab.seed}"
-    code = f"{classifier.hash} {code_hash(*(import_module(f'expost.diagnose.{name}') for name in MODULES))}"
-    saved = run.folder.result(key, _Kept)
-    if saved is None or saved["code"] != code:
+
+    def make() -> _Kept:
         lab.say(f"class radius of {MODELS[model]}, {run.experiment.latent} latent dimensions, at {CODES[lab.budget]} codes")
-        measured = _measure(lab, run)
-        run.folder.add_results(key, {"code": code, **measured.to_json()})
-        return measured
-    return Space.from_json(dict(saved))
+        return _measure(lab, run).to_json()
+
+    return Space.from_json(lab.remember(run, "class-radius", make, CODES[lab.budget], classifier.hash, kind=_Kept))
 
 
 def _measure(lab: Lab, run: Run) -> Space:

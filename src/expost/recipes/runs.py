@@ -38,10 +38,13 @@ from expost.recipes.wrapped import code_options, rebuild_wrapped
 from expost.stage import CPU as STAGE_CPU
 from expost.stage import SecondStage
 from expost.state import FailedRun, State, check_folder, leaving_nothing, made
+from expost.storage import code_hash
 from expost.train import Watch, fit
 
 __all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "train_run"]
 
+#: What ``recipe.json`` calls the code of the training, among versions.
+CODE = "training code"
 #: How the names of settings end that a resumed run may have otherwise.
 TIMES = (".minutes", ".checkpoint_every")
 #: Files that a folder may hold before its run begins: of a start that was killed, and of a sweep.
@@ -89,7 +92,7 @@ class Run:
         file = self.folder.density_file(spec) if self.folder else None
         if file is not None and file.is_file() and not refit:
             again = _again(self.folder, spec) if self.folder else ""
-            if _load_fitted(fresh, file, spec, self._weights_name(), again):
+            if _load_fitted(fresh, file, spec, self.weights, again):
                 return fresh.to(self.model.device).eval()
         fresh.to(self.model.device)
         source: Codes
@@ -101,7 +104,7 @@ class Run:
             fresh.fit(source, seed=self.seed if seed is None else seed)
         if self.folder is not None and file is not None and Processes().main:
             with keep_for_later(self.folder.path), writing(self.folder.path):
-                save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self._weights_name()})
+                save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self.weights})
         return fresh.eval()
 
     def keep(self, key: str, value: dict[str, Any]) -> None:
@@ -109,7 +112,9 @@ class Run:
         if self.folder is not None and Processes().main:
             self.folder.keep(key, value)
 
-    def _weights_name(self) -> str:
+    @property
+    def weights(self) -> str:
+        """A name of the weights: what was fitted to, or measured with, other weights has another one."""
         return _weights_name(self.model)
 
     def score(
@@ -123,12 +128,12 @@ class Run:
         groups: tuple[str, ...] = DEFAULT,
         interpolations: tuple[str, ...] = ("spherical",),
         quirks: Quirks | None = None,
-        keep: str = "",
+        keep: bool = True,
     ) -> Scores:
         """Scores of reconstructions, samples per density, interpolations, as :func:`expost.evaluate.protocol.score` defines them.
 
-        Kept in the folder's results.json under the extractor's label, n and seed (or its label after ``keep``), joined with earlier ones of
-        the same kind; scores with quirks are not kept.
+        Kept in the folder's results.json under the extractor's label, n and seed, joined with earlier ones of the same kind, unless ``keep`` is
+        False; scores with quirks are not kept.
         """
         if len(self.experiment.task.shape) != 3:
             raise ValueError("Fréchet distances are for images: this run was trained on points; see what it learned with `expost diagnose`")
@@ -141,11 +146,11 @@ class Run:
             self.model, splits.val.x, splits.test.x, extractor, fitted, train=splits.train.x, n=n, seed=seed, notes=notes,
             groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
         )  # fmt: skip
-        if self.folder is not None and (quirks is None or not quirks.active):
-            key = f"{keep}{scores.label}" if keep else f"{scores.label}, n = {scores.n}, seed {scores.seed}"
+        if keep and self.folder is not None and (quirks is None or not quirks.active):
+            key = f"{scores.label}, n = {scores.n}, seed {scores.seed}"
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # earlier ones that are damaged are not joined
                 scores = scores.joined(self.folder.results().get(key))
-            self.keep(key, scores.to_json())
+            self.keep(key, dict(scores.to_json()))
         return scores
 
 
@@ -199,6 +204,11 @@ def _weights_name(model: Autoencoder) -> str:
     from expost.hashes import state_hash
 
     return state_hash({**model.encoder.state_dict(prefix="encoder."), **model.decoder.state_dict(prefix="decoder.")}, {})
+
+
+def training_code(experiment: Experiment) -> str:
+    """Names the code that turns an experiment into weights: the training loop, its networks and its objective."""
+    return code_hash("expost.train", "expost.recipes.networks", type(experiment.objective).__module__)
 
 
 def plan(
@@ -261,7 +271,7 @@ def train_run(
                 "data": describe(dataset, source),
                 "experiment": experiment.text,
                 "identity": experiment.identity(dataset.hash, seed),
-                "versions": versions(),
+                "versions": versions() | {CODE: training_code(experiment)},
             }
             finished = False
             with processes.together():
