@@ -357,7 +357,9 @@ def test_a_damaged_cache_is_made_again(tmp_path):
     path, made = tmp_path / "b.json", []
 
     def value():
-        return cached(path, lambda p: read_signed(p, "x", "delete it", dict), lambda: made.append(1) or {"a": 1.5}, write_signed)
+        return cached(
+            path, lambda p: read_signed(p, "x", "delete it", dict, always=True), lambda: made.append(1) or {"a": 1.5}, write_signed
+        )
 
     assert value() == value() == {"a": 1.5}
     assert made == [1]

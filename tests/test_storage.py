@@ -182,7 +182,7 @@ def test_what_is_damaged_is_made_again(tmp_path: Path) -> None:
     made({"a": 1}, tmp_path)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    for damaged in (b"", b"[]", whole[:30], whole.replace(b"1", b"2", 1)):
+    for damaged in (b"", b"[]", whole[:30], whole.replace(b"1", b"2", 1), whole.replace(b"checksum", b"chexksum")):
         file.write_bytes(damaged)
         assert made({"a": 1}, tmp_path) == ({"a": 1}, True)
         assert file.read_bytes() == whole

@@ -284,12 +284,13 @@ def write_signed(path: str | Path, value: dict[str, Any]) -> None:
     write_json(path, {**value, "checksum": checksum(json.dumps(value), {})})
 
 
-def read_signed(path: str | Path, what: str, remedy: str, kind: type[T]) -> T:
-    """The JSON object of a file, without its checksum; ``ValueError`` if it is not what was written. Older versions wrote no checksum.
+def read_signed(path: str | Path, what: str, remedy: str, kind: type[T], *, always: bool = False) -> T:
+    """The JSON object of a file, without its checksum; ``ValueError`` if it is not what was written.
 
     Args:
         remedy: what to do about a damaged one, for the sentence.
         kind: declared type, e.g. a TypedDict; what it does not name is left in.
+        always: such files had a checksum from the beginning; of others, older versions wrote none.
     """
     try:
         found = read_json(path, what)
@@ -297,6 +298,8 @@ def read_signed(path: str | Path, what: str, remedy: str, kind: type[T]) -> T:
         if whole and "checksum" in found:
             said = found.pop("checksum")
             whole = said == checksum(json.dumps(found), {})
+        elif always:
+            whole = False
     except ValueError:
         whole = False
     if not whole:

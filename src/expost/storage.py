@@ -169,7 +169,7 @@ def _place(folder: Path, name: str, code: tuple[Any, ...], key: tuple[Any, ...],
 def _read(kind: type[T], path: Path) -> T:
     if kind is Tensors:
         return cast(T, load_tensors(path, "remembered numbers")[0])
-    value = read_signed(path, "remembered figures", "delete it", dict[str, Any])["value"]
+    value = read_signed(path, "remembered figures", "delete it", dict[str, Any], always=True)["value"]
     convert(value, kind, str(path))
     return cast(T, value)
 
