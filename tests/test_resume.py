@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from expost.checkpoint import RunFolder
 from expost.files import load_tensors
 from expost.recipes import RECIPES
 from runs import EVERYTHING, child, everything, recipe_run
@@ -22,9 +23,10 @@ from toys import bits, same
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
-    m, objective, history = everything(None, lambda step: None)
-    return {**bits(m), **{f"critic.{k}": v for k, v in bits(objective.modules()["critic"]).items()}}, history
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    m, objective, history = everything(folder, lambda step: None)
+    return {**bits(m), **{f"critic.{k}": v for k, v in bits(objective.modules()["critic"]).items()}}, history, folder
 
 
 def rows(history):
@@ -33,7 +35,7 @@ def rows(history):
 
 def test_the_uninterrupted_run_uses_everything(uninterrupted):
     """Or the comparison would show little."""
-    _, history = uninterrupted
+    _, history, _ = uninterrupted
     lr = {row["lr"] for row in history.rows}
     assert len(lr) > 1, "the plateau schedule acted"
     assert 0 < history.best_step < EVERYTHING.steps, "the best weights are not the last"
@@ -67,12 +69,14 @@ def test_killed_three_times_and_resumed_is_bit_identical(tmp_path, uninterrupted
     assert checkpoints
     assert 0 < checkpoints[0] < checkpoints[-1] < EVERYTHING.steps, "the run went on from its checkpoints"
     m, objective, history = everything(folder, lambda step: None, resume=True)
-    reference, whole = uninterrupted
+    reference, whole, before = uninterrupted
     ended = {**bits(m), **{f"critic.{k}": v for k, v in bits(objective.modules()["critic"]).items()}}
     assert same(ended, reference)
     assert rows(history) == rows(whole)
     assert (history.best_step, history.stopped) == (whole.best_step, whole.stopped)
     assert same(load_tensors(folder / "model.safetensors", "x")[0], bits(m))
+    assert (folder / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes(), "the clock leaves no trace in it"
+    assert RunFolder.at(folder).history().seconds == pytest.approx(history.seconds, abs=0.01)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

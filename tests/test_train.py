@@ -462,7 +462,7 @@ def test_a_crashed_run_resumes_to_the_same_bits(tmp_path):
     assert same(bits(m), bits(reference))
     assert [(r["step"], r["total"]) for r in history.rows] == [(r["step"], r["total"]) for r in whole.rows]
     assert history.images == whole.images
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.csv", "model.safetensors", "state.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["history.csv", "model.safetensors", "results.json", "state.json"]
 
 
 def test_an_unfinished_run_is_not_overwritten(tmp_path):

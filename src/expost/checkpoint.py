@@ -15,6 +15,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -95,6 +96,14 @@ class _Recorded(TypedDict):
     state: StateName
     at: str
     why: str
+
+
+class _Took(TypedDict):
+    """``training`` in results.json."""
+
+    stopped: str
+    seconds: float
+    images: int
 
 
 def versions() -> dict[str, str]:
@@ -291,7 +300,12 @@ class RunFolder:
 
     def _history(self) -> History:
         found = read_meta(self.weights_file, "the weights of a run").get("history")
-        return History.from_json(found, f"{self.weights_file} holds no history of a training")
+        history = History.from_json(found, f"{self.weights_file} holds no history of a training")
+        if not history.seconds:  # the file of equal weights is the same, whatever time they took
+            with suppress(ValueError):
+                took = self.result("training", _Took)
+                history.seconds = took["seconds"] if took is not None else 0.0
+        return history
 
     def check_usable(self, *, failed: bool = False) -> None:
         """The one door to the weights of a run: those of an unfinished one cost a warning, a failed one is refused.

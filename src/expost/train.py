@@ -582,7 +582,7 @@ class _Fit:
         if meta.get("fingerprint") != self.fingerprint:
             return False
         load_weights(self.model, tensors, str(self.folder.model_file))
-        self.history = History.from_json(meta["history"])
+        self.history = self.folder.history() or History()
         return True
 
     def _keep(self) -> None:
@@ -603,7 +603,9 @@ class _Fit:
             if self.room is not None:
                 self.room.release()
             end = {"step": self.history.best_step, "stopped": self.history.stopped}
-            self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.to_json()})
+            self.folder.save_model(self.model, {**end, "fingerprint": self.fingerprint, "history": self.history.timeless().to_json()})
+            took = {"stopped": self.history.stopped, "seconds": round(self.history.seconds, 2), "images": self.history.images}
+            self.folder.add_results("training", took)
             with keep(self.folder.path):
                 self.folder.write_history(self.history.to_csv())
             self.folder.checkpoint_file.unlink(missing_ok=True)

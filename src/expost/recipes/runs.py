@@ -305,8 +305,6 @@ def train_run(
         )
         if history.untrained:
             raise ValueError(history.stopped)
-        if folder is not None and processes.main:
-            folder.add_results("training", {"stopped": history.stopped, "seconds": round(history.seconds, 2), "images": history.images})
         return Run(experiment, dataset, model, seed, folder, history)
 
 
