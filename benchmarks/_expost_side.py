@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import expost.train
+import expost.train.fit
 from _gate import Gate
 from expost.autoencoder import Autoencoder, evaluating
 from expost.conditional import Conditional
 from expost.density.normal import StandardNormal
 from expost.heads import Diagonal, Gaussian
-from expost.history import History
-from expost.nets.layers import Conv2d, ConvTranspose2d, Linear
+from expost.train.history import History
+from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
 from expost.objectives.base import Loss, Objective
 from expost.objectives.elbo import ELBO
 from expost.seeds import seeded
 from expost.tensors import unit
-from expost.training import Training
+from expost.train.settings import Training
 
 CONSTANT = 784 / 2 * math.log(2 * math.pi)
 """What -log N(x; mean, I) has and Pythae's ½ ‖x - mean‖² leaves out."""
@@ -152,7 +152,7 @@ def quality(options: dict[str, Any]) -> None:
         return {"seconds": time.perf_counter() - began}
 
     gate = Gate({"sample": sample})
-    expost.train.time = SimpleNamespace(monotonic=gate.clock)  # type: ignore[assignment] # `minutes` counts no rests
+    expost.train.fit.time = SimpleNamespace(monotonic=gate.clock)  # type: ignore[assignment] # `minutes` counts no rests
     expost.fit(model, AtTheGate(objective, gate), x, training=training(gate.clock), seed=options["seed"], device="cpu", progress=True)
     gate.rest(finished=True)
 

@@ -36,7 +36,7 @@ def pythae_side(options: dict[str, Any], x: torch.Tensor) -> Any:
 
 
 def expost_side(options: dict[str, Any], x: torch.Tensor) -> Any:
-    from expost.evaluate.likelihood import importance_bound
+    from expost.evaluate.likelihood.importance import importance_bound
     from likelihood import build, load_pythae
 
     model = build(options["loss"], options["latent"])

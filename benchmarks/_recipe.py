@@ -14,12 +14,12 @@ from expost.conditional import Conditional
 from expost.density.mixture import GMM
 from expost.density.normal import StandardNormal
 from expost.heads import Diagonal, Gaussian
-from expost.nets.layers import Conv2d, ConvTranspose2d, Linear
+from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
 from expost.objectives.base import Objective
 from expost.objectives.elbo import ELBO
-from expost.schedules import Cosine
+from expost.train.schedules import Cosine
 from expost.seeds import seeded
-from expost.training import Training
+from expost.train.settings import Training
 
 LATENT, WIDTH, COMPONENTS = 16, 32, 200
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expost.nets import layers
+from expost.fast import layers
 from expost.nets.shapes import Rows
 
 LATENT = 16

@@ -38,7 +38,7 @@ def images(n: int, side: int, data: str | None) -> Tensor:
 
 
 def ours(x: Tensor) -> Tensor:
-    from expost.diagnose.dimension import nearest_distances
+    from expost.diagnose.codes.dimension import nearest_distances
 
     return nearest_distances(x, K)
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from expost.density import GMM
-from expost.recipes import load_run
+from expost.papers import load_run
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def ours(what: str) -> Call:
     import torch
 
     if what == "moments":
-        from expost.evaluate.frechet import FeatureStats, frechet_distance
+        from expost.evaluate.metrics.frechet import FeatureStats, frechet_distance
 
         @functools.cache
         def stats(n: int, d: int, which: str) -> FeatureStats:
@@ -83,14 +83,14 @@ def ours(what: str) -> Call:
     def call(generated: np.ndarray, real: np.ndarray, seed: int) -> dict[str, float]:
         a, b = torch.from_numpy(generated), torch.from_numpy(real)
         if what == "fd":
-            from expost.evaluate.frechet import frechet_distance
+            from expost.evaluate.metrics.frechet import frechet_distance
 
             return {"FD": float(frechet_distance(a, b))}
         if what == "prd":
-            from expost.evaluate.precision_recall import prd
+            from expost.evaluate.metrics.prd import prd
 
             return {name: float(result) for name, result in prd(a, b, seed=seed).results().items()}
-        from expost.evaluate.neighbours import neighbour_panel
+        from expost.evaluate.metrics.neighbours import neighbour_panel
 
         panel = neighbour_panel(a, b, k=5, k_coverage=5)
         return {name: float(getattr(panel, name)) for name in ("precision", "recall", "density", "coverage")}

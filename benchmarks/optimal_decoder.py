@@ -1,4 +1,4 @@
-"""log q(z | x_n) of all training points: ``expost.aggregate.AggregatePosterior`` against a chunked logsumexp of a few lines of PyTorch.
+"""log q(z | x_n) of all training points: ``expost.posterior.aggregate.AggregatePosterior`` against a chunked logsumexp of a few lines of PyTorch.
 
     python benchmarks/optimal_decoder.py [--dims 16 50 128] [--pairs 7] [--threads 2] [--json out.json]
 
@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from expost.aggregate import AggregatePosterior
+from expost.posterior.aggregate import AggregatePosterior
 from expost.seeds import generator
 from metrics import resident
 

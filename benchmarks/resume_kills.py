@@ -62,7 +62,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def checkpoint_step(folder: Path) -> int | None:
-    from expost.files import load_tensors
+    from expost.system.files import load_tensors
 
     file = folder / "checkpoint.safetensors"
     return int(load_tensors(file, "the checkpoint")[1]["step"]) if file.is_file() else None
@@ -72,7 +72,7 @@ def trial(whole: Path, killed: Path, recipe: str, data: str, name: str, options:
     """ "identical", or what differs; "" if the run ended before its signal came."""
     import torch
 
-    from expost.files import load_tensors
+    from expost.system.files import load_tensors
 
     process = start(recipe, data, killed, options.steps)
     while not (killed / "checkpoint.safetensors").is_file():
@@ -97,7 +97,7 @@ def trial(whole: Path, killed: Path, recipe: str, data: str, name: str, options:
 
 def main() -> None:
     sys.path.insert(0, str(HERE.parents[1] / "src"))
-    from expost.recipes import RECIPES, find
+    from expost.papers import RECIPES, find
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
     parser.add_argument("recipes", nargs="*", default=sorted(RECIPES))

@@ -29,16 +29,16 @@ from torch import Tensor
 
 import expost.report
 from expost import data
-from expost.checkpoint import RunFolder
+from expost.train.folder import RunFolder
 from expost.cli import main
-from expost.recipes.runs import load_run
+from expost.runs.run import load_run
 from expost.results import Table
 
 RECIPE = "ghosh2020/vae"
 COLUMNS = {"sorted folder": ("sorted", 0), "shuffled": ("shuffled", 0), "shuffled, seed 1": ("shuffled", 1)}
 CODE = """
 from torch import nn
-from expost.recipes.runs import load_model
+from expost.runs.run import load_model
 
 model = load_model({run!r}, device="cpu")
 

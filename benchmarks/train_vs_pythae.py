@@ -29,9 +29,9 @@ import numpy as np
 import torch
 
 from expost.data import load
-from expost.evaluate.classifier import classifier_extractor
-from expost.evaluate.features import extract
-from expost.evaluate.frechet import frechet_distance
+from expost.evaluate.features.classifier import classifier_extractor
+from expost.evaluate.features.base import extract
+from expost.evaluate.metrics.frechet import frechet_distance
 from expost.seeds import permutation, seed_from
 
 HERE = Path(__file__).resolve().parent

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expost.recipes import RECIPES
-from expost.recipes.claims import CLAIMS, PAPERS
-from expost.recipes.networks import NETWORKS
+from expost.papers import RECIPES
+from expost.papers.claims import CLAIMS, PAPERS
+from expost.runs.networks import NETWORKS
 
 HERE = Path(__file__).resolve().parent
 

@@ -18,11 +18,11 @@ import expost
 from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO, RAE, Adversarial, Clipped, Loss, Objective
-from expost.recipes import RECIPES, find, plan
-from expost.recipes.runs import prepare_prior
-from expost.schedules import Plateau
+from expost.papers import RECIPES, find, plan
+from expost.runs.run import prepare_prior
+from expost.train.schedules import Plateau
 from expost.seeds import seeded
-from expost.training import Training
+from expost.train.settings import Training
 from toys import convolutional, model, pictures, vectors
 
 
@@ -155,7 +155,7 @@ def summary(m: nn.Module, history: Any) -> dict[str, Any]:
 def commands(folder: Path) -> list[Any]:
     """How commands end in this process that are run one after the other, as ``torchrun -m expost`` runs them."""
     from expost.cli import main
-    from expost.recipes import runs
+    from expost.runs import run as runs
 
     rank, out, ended = os.environ["RANK"], str(folder / "run"), list[Any]()
 

@@ -21,9 +21,9 @@ from expost.adapt import Interface, check, from_diffusers, from_pythae, halves, 
 from expost.adapt.outputs import read_code
 from expost.adapt.references import module_of, pair_of, resolve
 from expost.distributions import Dirac
-from expost.evaluate.features import Wrapped as Features
-from expost.evaluate.features import extract
-from expost.recipes.runs import load_run
+from expost.evaluate.features.base import Wrapped as Features
+from expost.evaluate.features.base import extract
+from expost.runs.run import load_run
 
 Pair = namedtuple("Pair", ["mu", "log_var"])
 
@@ -676,7 +676,7 @@ def test_references() -> None:
 
 def test_a_saved_vamp_folder_is_the_same_model(tmp_path: Path) -> None:
     from expost import data
-    from expost.recipes.wrapped import save_wrapped
+    from expost.runs.wrapped import save_wrapped
 
     pythae_folder(tmp_path / "p", "VAMPConfig", number_components=4)
     dataset = data.load("digits")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from expost.cli.claims import check_claims
-from expost.recipes.claims import CLAIMS, claims_of
-from expost.recipes.lab import Lab
+from expost.papers.check import check_claims
+from expost.papers.claims import CLAIMS, claims_of
+from expost.runs.lab import Lab
 
 
 def test_every_claim_of_the_papers_is_listed_once() -> None:

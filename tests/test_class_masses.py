@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from expost import heads
-from expost.diagnose.latent_classes import HOLE, LatentClasses, assign, outputs, prior_codes
-from expost.diagnose.masses import THRESHOLDS, class_masses, coverage, renyi_entropy
+from expost.diagnose.classes.classify import HOLE, LatentClasses, assign, outputs, prior_codes
+from expost.diagnose.classes.masses import THRESHOLDS, class_masses, coverage, renyi_entropy
 from expost.distributions import point
 from toys import convolutional, model
 

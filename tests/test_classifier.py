@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate import classifier_training
-from expost.evaluate.classifier import Recipe, TrainedClassifier, classifier_extractor
-from expost.evaluate.classifier_training import Training, _may_have_risen
-from expost.files import load_tensors, save_tensors
-from expost.progress import speaking
+from expost.evaluate.features.base import classifier_training
+from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor
+from expost.evaluate.features.classifier_training import Training, _may_have_risen
+from expost.system.files import load_tensors, save_tensors
+from expost.system.progress import speaking
 from expost.seeds import seeded
 
 #: 100 images in batches of 15: 90 are trained on, 10 held out, 12 steps.

@@ -391,7 +391,7 @@ def test_reproduce_compression(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_options_are_held_to_their_ranges_before_anything_is_done(tmp_path, capsys):
     """Every number that counts something or is a size must be positive: found by walking the commands."""
     from expost.cli.commands import COMMANDS
-    from expost.schema import check_value, declared
+    from expost.system.schema import check_value, declared
 
     for command in COMMANDS.values():
         for name, annotation in declared(command).items():

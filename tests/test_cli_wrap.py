@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from expost.adapt import from_pythae
 from expost.cli import main
 from expost.data import load
-from expost.recipes.runs import load_model, load_run
+from expost.runs.run import load_model, load_run
 from expost.tensors import unit
 from test_adapt import KL, pythae_folder
 

@@ -30,9 +30,9 @@ from expost.codec.stack import Outside, Shortage, Stack, seed_words
 from expost.conditional import Conditional
 from expost.density import GMM, KDE, FullGaussian, StandardNormal, VampPrior
 from expost.nets import squeezed_decoder, squeezed_encoder
-from expost.schema import parse
-from expost.stage import SecondStage
-from expost.training import Training
+from expost.system.schema import parse
+from expost.train.second_stage import SecondStage
+from expost.train.settings import Training
 
 SHAPE, D = (1, 8, 8), 6
 

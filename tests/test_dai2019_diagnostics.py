@@ -14,16 +14,16 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
-from expost.diagnose.eigenvalues import encoder_variances, posterior_variances, summarise_variances
-from expost.diagnose.jacobian import decoder_gram, decoder_jacobian, jacobian_identity
-from expost.diagnose.manifold import gaussian_ring, learned_variance, linear_cost, manifold_check, manifold_data, optimal_linear_vae
-from expost.diagnose.noise import noise_correlation, noise_directions, spearman
-from expost.diagnose.spectra import latent_spectra, singular_spectrum, squared_mmd
-from expost.diagnose.variance import decoder_variance, optimal_variance, variance_trace
+from expost.diagnose.codes.variances import encoder_variances, posterior_variances, summarise_variances
+from expost.papers.dai2019.jacobian import decoder_gram, decoder_jacobian, jacobian_identity
+from expost.papers.dai2019.manifold import gaussian_ring, learned_variance, linear_cost, manifold_check, manifold_data, optimal_linear_vae
+from expost.papers.dai2019.noise import noise_correlation, noise_directions, spearman
+from expost.papers.dai2019.spectra import latent_spectra, singular_spectrum, squared_mmd
+from expost.papers.dai2019.variance import decoder_variance, optimal_variance, variance_trace
 from expost.divergences import mmd
 from expost.objectives import ELBO
-from expost.recipes import measures_dai2019 as measures
-from expost.recipes.figures_dai2019 import (
+from expost.papers.dai2019 import claims as measures
+from expost.papers.dai2019.figures import (
     PRINTED,
     figure1_centre,
     figure1_left,
@@ -33,12 +33,12 @@ from expost.recipes.figures_dai2019 import (
     reconstructions,
     sample_figure,
 )  # fmt: skip
-from expost.recipes.lab import Lab
+from expost.runs.lab import Lab
 from expost.results import Series
-from expost.stage import SecondStage
-from expost.training import Training
-from expost.tutorial.linear import exact_elbo, linear_model
-from expost.tutorial.variance import linear_optimum
+from expost.train.second_stage import SecondStage
+from expost.train.settings import Training
+from expost.papers.yu2020.demonstrations.linear import exact_elbo, linear_model
+from expost.papers.yu2020.demonstrations.variance import linear_optimum
 from toys import convolutional, linear, model, pictures, vectors
 
 
@@ -525,7 +525,7 @@ def test_histories_are_read_from_the_run_folder(lab: Lab, tmp_path: Path) -> Non
     run = lab.run("dai2019/vae-fixed")
     assert run.folder is not None
     assert isinstance(run.model.decoder.net, nn.Module)
-    from expost.recipes.figures_dai2019 import trace_of
+    from expost.papers.dai2019.figures import trace_of
 
     trace = trace_of(run, fixed=True)
     assert all(value == 0 for value in trace.log_gamma)

@@ -19,9 +19,9 @@ from expost.cli import main
 from expost.data import Dataset, Split, load
 from expost.density import GMM, KDE, Flow, FullGaussian
 from expost.objectives import ELBO, RAE
-from expost.recipes import RECIPES, find, plan
+from expost.papers import RECIPES, find, plan
 from expost.tensors import as_data
-from expost.training import Training
+from expost.train.settings import Training
 from toys import convolutional, model, pictures, vectors
 
 SMOKE = ["--budget", "smoke", "--device", "cpu", "--set", "training.steps=3"]
@@ -196,7 +196,7 @@ def test_means_of_points_are_not_bounded_and_those_of_images_are() -> None:
     for shape, link in (((7,), heads.identity), ((1, 8, 8), torch.sigmoid)):
         for name in ("kingma2014/vae", "ghosh2020/rae", "dai2019/vae-learned"):
             row = find(name)
-            experiment = row.prepare(expost.recipes.Task("x", shape, 100), "cpu")
+            experiment = row.prepare(expost.papers.Task("x", shape, 100), "cpu")
             assert experiment.build(0)[0].decoder.head.link is link
 
 
@@ -245,7 +245,7 @@ def test_nan_is_reported_by_its_number_in_the_whole_set(tmp_path: Path, capsys: 
     assert main(["train", "ghosh2020/rae", "--data", str(tmp_path / "n.npz"), *SMOKE]) == 2
     assert "row 633" in capsys.readouterr().err
     with pytest.raises(ValueError, match="row 633"):
-        expost.evaluate.set_features(expost.evaluate.features.Pixels((1, 8, 8)), torch.from_numpy(x)[:, None])
+        expost.evaluate.set_features(expost.evaluate.features.base.Pixels((1, 8, 8)), torch.from_numpy(x)[:, None])
 
 
 # ---------------------------------------------------------------- files
@@ -292,7 +292,7 @@ def test_compare_reads_what_training_reads_and_says_how(tmp_path: Path, capsys: 
     x = np.full((20, 1, 4, 4), 0.5, np.float32)
     x[3, 0, 0, 0] = 1.0000001
     with pytest.raises(ValueError, match=r"reach from 0\.5 to 1\.0000001"):
-        expost.evaluate.features.images(torch.from_numpy(x))
+        expost.evaluate.features.base.images(torch.from_numpy(x))
 
 
 def test_links_are_followed_and_never_in_circles(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from expost.cli import main
 from expost.cli.commands import COMMANDS
 from expost.cli.options import DataOptions, as_options
 from expost.data import load
-from expost.recipes import load_run
-from expost.recipes.origin import arguments
+from expost.papers import load_run
+from expost.runs.origin import arguments
 
 SMOKE = ["--budget", "smoke", "--device", "cpu", "--set", "training.steps=3", "--set", "latent=2"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expost.density import GMM, KDE, SPECS, Flow, FullGaussian, StandardNormal, load_density, parse, save_density, spec_of
-from expost.files import save_tensors
+from expost.system.files import save_tensors
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import expost
 from expost import data
 from expost.cli import main
 from expost.cli.commands import COMMANDS
-from expost.devices import choose_device
-from expost.evaluate.features import Pixels, RandomNetwork, extract
-from expost.recipes.lab import Lab
-from expost.recipes.runs import load_run
-from expost.training import Training
+from expost.system.devices import choose_device
+from expost.evaluate.features.base import Pixels, RandomNetwork, extract
+from expost.runs.lab import Lab
+from expost.runs.run import load_run
+from expost.train.settings import Training
 from toys import model, pictures, vectors
 
 #: Name -> what is said of it on a machine without any accelerator.

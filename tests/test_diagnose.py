@@ -17,8 +17,8 @@ from expost.density import StandardNormal
 from expost.diagnose import findings
 from expost.diagnose.findings import Diagnosis, code_scale, diagnose, generalising, loss_ratio
 from expost.diagnose.optimal import optimal_decoder
-from expost.recipes import diagnosis as recipes_diagnosis
-from expost.recipes.runs import fitted_at, load_run
+from expost.runs import diagnosis as recipes_diagnosis
+from expost.runs.run import fitted_at, load_run
 from toys import model, pictures, vectors
 
 SHORT = {"training.epochs": None, "training.steps": 600}

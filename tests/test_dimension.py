@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from expost.diagnose.dimension import levina_bickel, nearest_distances, neighbourhoods, two_nn
+from expost.diagnose.codes.dimension import levina_bickel, nearest_distances, neighbourhoods, two_nn
 from toys import pictures
 
 

@@ -15,8 +15,8 @@ import torch
 
 import expost
 from expost import heads
-from expost.recipes import load_run
-from expost.training import Training
+from expost.papers import load_run
+from expost.train.settings import Training
 from runs import SHARED, deterministic, summary
 from toys import bits, model, same, vectors
 
@@ -87,7 +87,7 @@ def test_a_loss_that_overflows_in_one_process_stops_both(two):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    monkeypatch.setattr(expost.train, "Processes", lambda: SimpleNamespace(rank=0, world=2))
+    monkeypatch.setattr(expost.train.fit, "Processes", lambda: SimpleNamespace(rank=0, world=2))
     with pytest.raises(ValueError, match="the batch of 9 cannot be shared by 2 processes: choose a multiple of 2"):
         expost.fit(model(heads.Dirac()), expost.RAE(), vectors(9), training=Training(steps=1, batch_size=9), device="cpu")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate.feature_mixture import Mixture, feature_likelihood
+from expost.evaluate.metrics.fld import Mixture, feature_likelihood
 
 D = 16
 

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expost.evaluate import inception as inception_module
-from expost.evaluate.classifier import Recipe, TrainedClassifier, classifier_extractor, default_extractor
+from expost.evaluate.features.base import inception as inception_module
+from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor, default_extractor
 from expost.evaluate.controls import ceiling, controls, floor, shuffle_pixels
-from expost.evaluate.features import Extractor, Pixels, RandomNetwork, Wrapped, cached_features, extract, images
-from expost.evaluate.frechet import frechet_distance
-from expost.evaluate.inception import Inception2015, InceptionNetwork, resize_tf1
-from expost.evaluate.networks import SmallConvNet
-from expost.hashes import content_hash
+from expost.evaluate.features.base import Extractor, Pixels, RandomNetwork, Wrapped, cached_features, extract, images
+from expost.evaluate.metrics.frechet import frechet_distance
+from expost.evaluate.features.inception import Inception2015, InceptionNetwork, resize_tf1
+from expost.evaluate.features.networks import SmallConvNet
+from expost.system.hashes import content_hash
 
 Split = tuple[Tensor, Tensor]
 
@@ -251,7 +251,7 @@ def test_the_classifier_is_trained_once(
     def fail(*_: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("expost.evaluate.classifier._train", fail)
+    monkeypatch.setattr("expost.evaluate.features.classifier._train", fail)
     again = classifier_extractor("digits", *digits[0], *digits[1], cache=cache)
     assert (again.identity, again.accuracy, again.record) == (classifier.identity, classifier.accuracy, classifier.record)
     assert torch.equal(again(digits[1][0][:20]), classifier(digits[1][0][:20]))
@@ -281,7 +281,7 @@ def test_weights_are_bitwise_the_same_for_any_number_of_threads(tmp_path: Path) 
 
 
 def test_a_saved_classifier_that_was_altered_is_refused(classifier: TrainedClassifier, tmp_path: Path) -> None:
-    from expost.files import load_tensors, save_tensors
+    from expost.system.files import load_tensors, save_tensors
 
     path = tmp_path / "c.safetensors"
     classifier.save(path)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from expost.nets import BOZKURT_HIDDEN
-from expost.recipes import figures_bozkurt2018 as figures
-from expost.recipes import measures_bozkurt2018 as measures
-from expost.recipes import sweep_bozkurt2018 as sweep
-from expost.recipes.lab import Lab
-from expost.recipes.runs import plan
+from expost.papers.bozkurt2018 import figures
+from expost.papers.bozkurt2018 import claims as measures
+from expost.papers.bozkurt2018 import architectures as sweep
+from expost.runs.lab import Lab
+from expost.runs.run import plan
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_figure_3_maps_the_plane(lab: Lab) -> None:
 
 def test_architectures_are_the_papers() -> None:
     """Decoder parameters read off the authors' figure, for MNIST."""
-    from expost.recipes.base import Task
+    from expost.runs.experiment import Task
 
     golden = {(): 39984, (400,): 334784, (400, 200): 404984, (400, 200, 100): 420084, (400, 400, 400): 655584, (100, 100, 100): 104484}
     assert len(BOZKURT_HIDDEN) == 20

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from expost.files import (
+from expost.system.files import (
     NotKept,
     Room,
     atomic,
@@ -128,7 +128,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     """A process that rewrites one file for ever is killed at some moment: the file reads."""
     code = f"""
 import torch
-from expost.files import save_tensors
+from expost.system.files import save_tensors
 i = 0
 while True:
     save_tensors({str(tmp_path / "t.safetensors")!r}, {{"x": torch.full((200_000,), float(i))}}, {{"i": i}})

@@ -8,8 +8,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-import expost.evaluate.frechet as frechet
-from expost.evaluate.frechet import FeatureStats, extrapolated, frechet_distance
+import expost.evaluate.metrics.frechet as frechet
+from expost.evaluate.metrics.frechet import FeatureStats, extrapolated, frechet_distance
 
 
 def normal(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expost.density import KDE
-from expost.density.kernel import KernelMixture
+from expost.density.kde import KernelMixture
 
 
 def test_scott_equals_scipy() -> None:
@@ -71,7 +71,7 @@ def test_chunks_do_not_change_values_or_gradients(monkeypatch: pytest.MonkeyPatc
     z = torch.randn(57, 2, requires_grad=True)
     whole = p.log_prob(z)
     (gradient,) = torch.autograd.grad(whole.sum(), z)
-    monkeypatch.setattr("expost.density.kernel._CHUNK", 300)
+    monkeypatch.setattr("expost.density.kde._CHUNK", 300)
     parts = p.log_prob(z)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(torch.autograd.grad(parts.sum(), z)[0], gradient)

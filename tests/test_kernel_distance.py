@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 from torch import Tensor
 
-import expost.evaluate.kernel as kernel
-from expost.evaluate.kernel import kernel_distance
+import expost.evaluate.metrics.kid as kernel
+from expost.evaluate.metrics.kid import kernel_distance
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -17,11 +17,11 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
 from expost.distributions import Marginal
-from expost.evaluate import streaming
-from expost.evaluate.annealed import annealed_bound
-from expost.evaluate.likelihood import importance_bound, log_likelihood
-from expost.evaluate.streaming import BLOCK, Running
-from expost.evaluate.surgery import elbo_surgery
+from expost.evaluate.likelihood.importance import streaming
+from expost.evaluate.likelihood.annealed import annealed_bound
+from expost.evaluate.likelihood.importance import importance_bound, log_likelihood
+from expost.evaluate.likelihood.streaming import BLOCK, Running
+from expost.evaluate.likelihood.surgery import elbo_surgery
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 
@@ -307,7 +307,7 @@ def test_memory_does_not_grow_with_k(monkeypatch) -> None:
 
 def test_the_command(tmp_path, capsys) -> None:
     """On a small trained run: prints all three parts and keeps them in the run folder."""
-    from expost.checkpoint import RunFolder
+    from expost.train.folder import RunFolder
     from expost.cli import main
     from expost.cli.likelihood import Likelihood
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from expost.recipes import figures_manoj2018 as figures
-from expost.recipes import measures_manoj2018 as measures
-from expost.recipes.grid_manoj2018 import PRINTED, SD, SPACING, grid_models, lattice, lattice_points
-from expost.recipes.lab import Lab
-from expost.recipes.radius_manoj2018 import MODELS, Space, classifier_of, latent_classes, space
-from expost.recipes.runs import Run
+from expost.papers.manoj2018 import figures
+from expost.papers.manoj2018 import claims as measures
+from expost.papers.manoj2018.grid import PRINTED, SD, SPACING, grid_models, lattice, lattice_points
+from expost.runs.lab import Lab
+from expost.papers.manoj2018.spaces import MODELS, Space, classifier_of, latent_classes, space
+from expost.runs.run import Run
 from expost.report.demonstrations import draw
 
 

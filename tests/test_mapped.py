@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import expost
-from expost import train
+from expost.train.fit import fit as train
 from expost.data import load, mapped
 from expost.objectives import ELBO
-from expost.training import Training
+from expost.train.settings import Training
 from toys import convolutional
 
 

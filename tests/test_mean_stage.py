@@ -7,10 +7,10 @@ import torch
 
 from expost.density import NotFittedError
 from expost.distributions import point
-from expost.mean_stage import PAPER, MeanStage
-from expost.schedules import Plateau
-from expost.stage import SecondStage
-from expost.training import Training
+from expost.papers.ghosh2020.mean_stage import PAPER, MeanStage
+from expost.train.schedules import Plateau
+from expost.train.second_stage import SecondStage
+from expost.train.settings import Training
 from toys import bits, model, same, vectors
 
 QUICK = Training(steps=800, batch_size=128, lr=3e-3)
@@ -45,7 +45,7 @@ def test_codes_of_any_scale_and_type(size: float) -> None:
     assert float(sample[:, 3].double().std()) < 1e-5 * size
 
 
-@pytest.mark.filterwarnings("ignore:the loss went from:expost.state.Note")
+@pytest.mark.filterwarnings("ignore:the loss went from:expost.system.state.Note")
 @pytest.mark.parametrize("z", [codes() * 1e-30, codes() * 1e30, codes() + 1e6, torch.zeros(50, 3)], ids=["tiny", "huge", "far", "zero"])
 def test_the_other_second_stage_says_what_scale_it_takes(z: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"codes as they are.* bring them to about 1 and 0 first, or fit a gaussian, gmm or flow"):

@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from expost.evaluate.memorisation import (
+from expost.evaluate.metrics.memorisation import (
     _mann_whitney,
     authenticity,
     cells_of,
@@ -19,8 +19,8 @@ from expost.evaluate.memorisation import (
     memorisation_panel,
     nearest_neighbour_ratio,
 )
-from expost.evaluate.neighbours import RealNeighbours
-from expost.search import Neighbours, nearest
+from expost.evaluate.metrics.neighbours import RealNeighbours
+from expost.statistics.neighbours import Neighbours, nearest
 
 D = 8
 

@@ -14,8 +14,8 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import FullGaussian, GaussianMixture, StandardNormal
-from expost.diagnose.marginal import marginal_divergence, marginals
-from expost.diagnose.mismatch import c2st, mmd
+from expost.diagnose.codes.marginals import marginal_divergence, marginals
+from expost.diagnose.codes.mismatch import c2st, mmd
 from expost.divergences import mmd as training_mmd
 from toys import linear, model, vectors
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost import search as module
-from expost.evaluate import neighbours
-from expost.evaluate.neighbours import RealNeighbours, neighbour_panel
-from expost.files import load_tensors, save_tensors
-from expost.search import Neighbours, nearest, pair_distances
+from expost.statistics import neighbours as module
+from expost.evaluate.metrics import neighbours
+from expost.evaluate.metrics.neighbours import RealNeighbours, neighbour_panel
+from expost.system.files import load_tensors, save_tensors
+from expost.statistics.neighbours import Neighbours, nearest, pair_distances
 
 TINY = 1 << 19
 NAMES = ("precision", "recall", "density", "coverage")
@@ -202,8 +202,8 @@ def test_inputs_are_left_alone() -> None:
 
 PEAK = """
 import resource, sys, torch
-from expost.evaluate.neighbours import neighbour_panel
-from expost.search import nearest
+from expost.evaluate.metrics.neighbours import neighbour_panel
+from expost.statistics.neighbours import nearest
 torch.set_num_threads(1)
 x, y = torch.randn(6000, 32), torch.randn(6000, 32)
 neighbour_panel(x[:1500], y[:1500], memory=4 << 20)

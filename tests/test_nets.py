@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expost import nets
-from expost.nets import gemm, layers
-from expost.nets.dai_residual import Residual
+from expost.fast import gemm
+from expost.fast import layers
+from expost.papers.dai2019.residual import Residual
 from expost.nets.shapes import Crop, Maps, Pad, Rows
 from expost.seeds import seeded
 
@@ -590,7 +591,7 @@ def test_spectral_norm_refuses_what_it_cannot_do() -> None:
 @pytest.mark.parametrize(("kernel", "stride", "padding", "side"), [(4, 2, 1, 3), (4, 2, 1, 2), (5, 2, 2, 3), (3, 1, 1, 1), (5, 1, 2, 2)])
 def test_taps_that_only_meet_padding_are_left_out_and_change_nothing(kernel: int, stride: int, padding: int, side: int) -> None:
     """With few rows for its weights the layer takes the product; results and gradients are torch's."""
-    from expost.nets.layers import Conv2d
+    from expost.fast.layers import Conv2d
 
     ours = Conv2d(160, 160, kernel, stride, padding)
     theirs = nn.Conv2d(160, 160, kernel, stride, padding)
@@ -615,7 +616,7 @@ def test_transposed_products_tap_by_tap_are_torchs(
     kernel: int, stride: int, padding: int, output_padding: int, side: int, dtype: torch.dtype
 ) -> None:
     """Small maps, where much of one product would fall outside the image: results, gradients, and gradients of gradients."""
-    from expost.nets.gemm import ConvTransposeAsProduct, _worthwhile_taps
+    from expost.fast.gemm import ConvTransposeAsProduct, _worthwhile_taps
 
     out = (side - 1) * stride - 2 * padding + kernel + output_padding
     assert _worthwhile_taps((side, side), (out, out), (kernel, kernel), (stride, stride), (padding, padding))

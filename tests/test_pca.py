@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate.features import Pixels, extract
-from expost.evaluate.frechet import frechet_distance
-from expost.evaluate.pca import PCAFeatures
+from expost.evaluate.features.base import Pixels, extract
+from expost.evaluate.metrics.frechet import frechet_distance
+from expost.evaluate.features.pca import PCAFeatures
 from expost.seeds import generator
 
 

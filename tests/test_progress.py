@@ -12,9 +12,9 @@ from typing import TextIO
 
 import pytest
 
-from expost import progress
+from expost.system import progress
 from expost.cli import main
-from expost.progress import Bar, duration, say, speaking
+from expost.system.progress import Bar, duration, say, speaking
 
 
 class Clock:
@@ -158,9 +158,9 @@ def test_durations(seconds: float, text: str) -> None:
 
 ON_A_TERMINAL = """
 import sys, time
-from expost import progress
+from expost.system import progress
 from expost.cli import main
-from expost.progress import Bar, speaking
+from expost.system.progress import Bar, speaking
 progress.APPEAR = progress.LOOK = 0.0
 print("first [bold]row[/bold]")
 with speaking("evaluate"), Bar(2, what="rows") as rows:

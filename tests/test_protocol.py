@@ -11,14 +11,14 @@ import torch
 from expost.density import GMM, FullGaussian
 from expost.evaluate import protocol
 from expost.evaluate.controls import scored as scored_part
-from expost.evaluate.features import Pixels, extract
-from expost.evaluate.frechet import frechet_distance
+from expost.evaluate.features.base import Pixels, extract
+from expost.evaluate.metrics.frechet import frechet_distance
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.protocol import INTERPOLATIONS, Scores, score
-from expost.evaluate.quirks import Quirks
-from expost.files import write_signed
-from expost.mean_stage import MeanStage
-from expost.training import Training
+from expost.papers.quirks import Quirks
+from expost.system.files import write_signed
+from expost.papers.ghosh2020.mean_stage import MeanStage
+from expost.train.settings import Training
 from toys import convolutional, pictures
 
 PIXELS = Pixels((1, 8, 8))
@@ -92,7 +92,7 @@ def test_controls_are_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Mo
     write_signed(file, {"key": kept["key"], "value": json.loads(json.dumps(kept["value"]).replace('"value": ', '"value": 1'))})
     assert scored(tmp_path).rows["control: training images"] != first.rows["control: training images"]
     assert asked  # their content names the file
-    monkeypatch.setattr("expost.storage.code_hash", lambda *modules: "another code")
+    monkeypatch.setattr("expost.system.storage.code_hash", lambda *modules: "another code")
     assert scored(tmp_path).rows["control: training images"] == first.rows["control: training images"]
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate.quirks import Quirks
-from expost.evaluate.sets import InMemory, Mapped
+from expost.papers.quirks import Quirks
+from expost.evaluate.features.sets import InMemory, Mapped
 from toys import convolutional, pictures
 
 FLAGS = [f.name for f in fields(Quirks)]

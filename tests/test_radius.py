@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.diagnose.bounds import half_space_radius, isoperimetric_bound, radius_bounds, sector_radius
-from expost.diagnose.latent_classes import Classify, LatentClasses, outputs, prior_codes
-from expost.diagnose.masses import class_masses
-from expost.diagnose.radius import ClassRadius, halved, segment_radius, smallest
-from expost.diagnose.radius_attack import attack_radius, refined_radius
-from expost.diagnose.radius_grid import class_grid, grid_radius
-from expost.recipes.measures_manoj2018 import sectors, voronoi
+from expost.diagnose.classes.bounds import half_space_radius, isoperimetric_bound, radius_bounds, sector_radius
+from expost.diagnose.classes.classify import Classify, LatentClasses, outputs, prior_codes
+from expost.diagnose.classes.masses import class_masses
+from expost.diagnose.classes.radius import ClassRadius, halved, segment_radius, smallest
+from expost.diagnose.classes.attack import attack_radius, refined_radius
+from expost.diagnose.classes.grid import class_grid, grid_radius
+from expost.papers.manoj2018.claims import sectors, voronoi
 from toys import model
 
 Z = prior_codes(400, 2, seed=3)

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from expost.diagnose.bounds import (
+from expost.diagnose.classes.bounds import (
     HIGHEST,
     TURN,
     entropy_bound,
@@ -21,8 +21,8 @@ from expost.diagnose.bounds import (
     sector_radius,
     theorem_bound,
 )  # fmt: skip
-from expost.diagnose.masses import class_masses, renyi_entropy
-from expost.recipes.published import published
+from expost.diagnose.classes.masses import class_masses, renyi_entropy
+from expost.papers.published import published
 
 EXAMPLE = torch.tensor([0.19, 0.17, 0.15, 0.13, 0.11, 0.09, 0.07, 0.05, 0.03, 0.01], dtype=torch.float64)
 

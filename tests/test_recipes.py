@@ -11,14 +11,14 @@ import torch
 from expost import data
 from expost.cli import main
 from expost.objectives import ELBO, RAE, DecoderL2
-from expost.recipes import BUDGETS, RECIPES, Task, find
-from expost.recipes.citations import CITATIONS
-from expost.recipes.networks import NETWORKS
-from expost.recipes.overrides import apply, parse
-from expost.recipes.runs import load_run, plan, prepare_prior, train_run
-from expost.schedules import Cosine
-from expost.train import fit
-from expost.training import Training
+from expost.papers import BUDGETS, RECIPES, Task, find
+from expost.papers.citations import CITATIONS
+from expost.runs.networks import NETWORKS
+from expost.runs.overrides import apply, parse
+from expost.runs.run import load_run, plan, prepare_prior, train_run
+from expost.train.schedules import Cosine
+from expost.train.fit import fit
+from expost.train.settings import Training
 
 POINTS = "8gaussians"
 

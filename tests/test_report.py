@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expost.recipes.strips import Strips
+from expost.runs.strips import Strips
 from expost.report import Section, colours, grid, save_panels, save_picture, write_page
 from expost.report.figures import strip_sections
 from expost.results import Table

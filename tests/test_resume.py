@@ -15,9 +15,9 @@ import time
 
 import pytest
 
-from expost.checkpoint import RunFolder
-from expost.files import load_tensors
-from expost.recipes import RECIPES
+from expost.train.folder import RunFolder
+from expost.system.files import load_tensors
+from expost.papers import RECIPES
 from runs import EVERYTHING, child, everything, recipe_run
 from toys import bits, same
 

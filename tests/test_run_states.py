@@ -16,15 +16,15 @@ import torch
 
 import expost
 from expost import heads
-from expost.checkpoint import RunFolder
+from expost.train.folder import RunFolder
 from expost.cli import main
 from expost.cli.commands import COMMANDS
 from expost.cli.options import OpensModel
-from expost.files import load_tensors
-from expost.recipes import load_run, plan, train_run
-from expost.recipes.runs import load_model
-from expost.state import FailedRun, Note, Unfinished
-from expost.training import Training
+from expost.system.files import load_tensors
+from expost.papers import load_run, plan, train_run
+from expost.runs.run import load_model
+from expost.system.state import FailedRun, Note, Unfinished
+from expost.train.settings import Training
 from toys import model, vectors
 
 RECIPE = ["train", "yu2020/bits-back", "--data", "digits", "--budget", "smoke", "--device", "cpu"]

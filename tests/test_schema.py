@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from expost.cli import sentence
-from expost.schema import Checked, Meta, convert, parse, printable
+from expost.system.schema import Checked, Meta, convert, parse, printable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,15 +20,15 @@ import pytest
 import torch
 
 from expost.adapt import from_diffusers, wrap
-from expost.checkpoint import RunFolder
-from expost.checkpoint import _sum as checksum
+from expost.train.folder import RunFolder
+from expost.train.folder import _sum as checksum
 from expost.cli import main
 from expost.cli.commands import COMMANDS
 from expost.cli.options import OpensModel
 from expost.data import load
-from expost.files import load_tensors, save_tensors
-from expost.recipes.lab import Lab
-from expost.recipes.runs import load_model, load_run
+from expost.system.files import load_tensors, save_tensors
+from expost.runs.lab import Lab
+from expost.runs.run import load_model, load_run
 from test_adapt import KL, pythae_folder
 
 SOURCE = Path(importlib.import_module("expost").__file__ or "").parent
@@ -294,7 +294,7 @@ def test_other_code_than_the_recorded_is_refused(trained: Path, place: Path, nam
 
 
 def test_printed_commands_name_the_code_too(trained: Path, place: Path) -> None:
-    from expost.recipes.diagnosis import commands
+    from expost.runs.diagnosis import commands
 
     folder = RunFolder.at(hostile(trained / "run", place / "wrapped", pythae(encoder="mine:encoder", decoder="mine:decoder")))
     run, finding = SimpleNamespace(folder=folder), SimpleNamespace(name="holes", remedy=SimpleNamespace(density="gmm:10"))
@@ -456,7 +456,7 @@ def test_pictures_are_no_programs(place: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_sweeps_import_nothing_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python would put it first on the path of the processes that a sweep starts."""
-    from expost.recipes.executors import Local, Work
+    from expost.runs.sweep.pool import Local, Work
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "colorsys.py").write_text("raise RuntimeError")

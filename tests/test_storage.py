@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import expost
-from expost import storage
-from expost.storage import Sources, Tensors, recall, remember
+from expost.system import storage
+from expost.system.storage import Sources, Tensors, recall, remember
 
 PACKAGE = Path(expost.__file__).parent
 #: What is kept -> the module that makes it.
@@ -115,9 +115,9 @@ def test_imports_are_followed_inside_functions_and_through_packages(tmp_path: Pa
 SCRIPT = """
 import sys
 from pathlib import Path
-from expost.recipes.claims import claims_of
-from expost.recipes.lab import Lab
-from expost.recipes.plane import likelihoods
+from expost.papers.claims import claims_of
+from expost.runs.lab import Lab
+from expost.papers.yu2020.plane import likelihoods
 for _ in range(int(sys.argv[2])):
     lab = Lab("digits", "smoke", Path(sys.argv[1]), say=lambda text: print("said", text))
     print("entropy", likelihoods(lab, "yu2020/vae", "2spirals").entropy)

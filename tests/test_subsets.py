@@ -22,10 +22,10 @@ from expost import data
 from expost.cli import main
 from expost.cli.codec import Compress
 from expost.evaluate.comparison import compare
-from expost.evaluate.features import Pixels
-from expost.recipes.class_report import class_report
-from expost.recipes.diagnosis import diagnose_run
-from expost.recipes.runs import Run, load_run
+from expost.evaluate.features.base import Pixels
+from expost.runs.classes import class_report
+from expost.runs.diagnosis import diagnose_run
+from expost.runs.run import Run, load_run
 from expost.seeds import draw, generator, permutation, some
 from toys import linear
 
@@ -185,7 +185,7 @@ def test_diagnose_classes(runs: dict[str, Run]) -> None:
 
     def measure(name: str, seed: int) -> list[float]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("expost.recipes.class_report.differentiable_logits", lambda _, x: 20 * x.mean((1, 3))[:, 1 : CLASSES + 1])
+            patch.setattr("expost.runs.classes.differentiable_logits", lambda _, x: 20 * x.mean((1, 3))[:, 1 : CLASSES + 1])
             table, _ = class_report(runs[name], runs[name].density("gaussian"), "gaussian", Judge(), n=300, seed=seed)
         wanted = ("distance between class centroids", "the same among reconstructions of held-out data", "between classes")
         return [row[1] for row in table.rows if any(row[0].startswith(w) for w in wanted)]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.controls import CONTROLS, control_sets, jitter
-from expost.evaluate.features import Pixels, RandomNetwork, extract
-from expost.evaluate.sets import InMemory, Mapped
-from expost.evaluate.suite import COPYING, GROUPS, QUALITY, Reference, check_groups, measure
+from expost.evaluate.features.base import Pixels, RandomNetwork, extract
+from expost.evaluate.features.sets import InMemory, Mapped
+from expost.evaluate.metrics.suite import COPYING, GROUPS, QUALITY, Reference, check_groups, measure
 from expost.results import Result
 from expost.seeds import generator
 
@@ -212,7 +212,7 @@ def test_control_sets_are_what_they_are_called() -> None:
 
 
 def test_a_mapped_set_gives_the_features_of_its_images() -> None:
-    from expost.evaluate.sets import set_features
+    from expost.evaluate.features.sets import set_features
 
     x = blobs(30, 0)
     found = set_features(Pixels((1, 8, 8)), Mapped(InMemory(x), lambda b: 255 - b))

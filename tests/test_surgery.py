@@ -14,7 +14,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
-from expost.evaluate.surgery import aggregate_log_prob, elbo_surgery
+from expost.evaluate.likelihood.surgery import aggregate_log_prob, elbo_surgery
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import linear, model, pictures, vectors
 

@@ -16,16 +16,17 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from expost.checkpoint import RunFolder
+from expost.train.folder import RunFolder
 from expost.cli import main
-from expost.files import load_tensors
-from expost.history import History
-from expost.recipes import lock, worker
-from expost.recipes.batch import Outcome, run_jobs
-from expost.recipes.executors import Local, Slurm
-from expost.recipes.jobs import Job, ending, expand, parse_axis, state
-from expost.recipes.lab import Lab
-from expost.recipes.sweep_table import figures, seed_table, sweep_table, varying
+from expost.system.files import load_tensors
+from expost.train.history import History
+from expost.runs.sweep import lock
+from expost.runs.sweep import worker
+from expost.runs.sweep.batch import Outcome, run_jobs
+from expost.runs.sweep.pool import Local, Slurm
+from expost.runs.sweep.jobs import Job, ending, expand, parse_axis, state
+from expost.runs.lab import Lab
+from expost.runs.sweep.table import figures, seed_table, sweep_table, varying
 
 RECIPE = "ghosh2020/vae"
 SMALL = {"network": "mlp", "latent": 2, "training.steps": 4}
@@ -503,7 +504,7 @@ def test_an_interrupted_sweep_still_shows_its_table(tmp_path: Path, monkeypatch:
     def interrupted(jobs: list[Job], *a: object, **k: object) -> list[Outcome]:
         return [Outcome(jobs[0], "done", 1.0, "finished", {"total": 2.0}), Outcome(jobs[1], "interrupted", None, "not started")]
 
-    monkeypatch.setattr("expost.recipes.batch.run_jobs", interrupted)
+    monkeypatch.setattr("expost.runs.sweep.batch.run_jobs", interrupted)
     command = ["sweep", RECIPE, "--data", "digits", "--budget", "smoke", "--seeds", "0", "1", "--runs", str(tmp_path / "lab")]
     assert main([*command, "--out", str(tmp_path / "t.1")]) == 130
     assert "interrupted; the same command goes on" in (captured := capsys.readouterr()).err

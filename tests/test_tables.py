@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from expost.cli import main
-from expost.recipes.claims import claims_of
-from expost.recipes.ghosh2020 import stage_spec
-from expost.recipes.lab import Lab
-from expost.recipes.reproduce import TARGETS, find_target
-from expost.recipes.table_dai2019 import ROWS
-from expost.recipes.table_ghosh2020 import MODELS, ORDERINGS, SINGLE, Columns, measured, printed, rank_correlation, recall_rises
+from expost.papers.claims import claims_of
+from expost.papers.ghosh2020.models import stage_spec
+from expost.runs.lab import Lab
+from expost.papers.reproduce import TARGETS, find_target
+from expost.papers.dai2019.table import ROWS
+from expost.papers.ghosh2020.table import MODELS, ORDERINGS, SINGLE, Columns, measured, printed, rank_correlation, recall_rises
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_scores_are_kept_until_more_is_asked_or_the_code_changes(lab: Lab, monke
     assert {"samples prior", "samples gaussian"} <= more.values.keys()  # what was there is measured with it
     assert {"fd", "prd", "kid"} <= set(more.groups)
     assert len(said) == 1
-    monkeypatch.setattr("expost.storage.code_hash", lambda *modules: "another code")
+    monkeypatch.setattr("expost.system.storage.code_hash", lambda *modules: "another code")
     lab.scores("ghosh2020/vae", ("prior",))
     assert len(said) == 2
 
@@ -150,7 +150,7 @@ def test_default_data_of_a_target() -> None:
 
 
 def test_strips_of_figures(lab: Lab) -> None:
-    from expost.recipes.figures_ghosh2020 import POINTS, interpolations, neighbours, reconstructions, samples
+    from expost.papers.ghosh2020.figures import POINTS, interpolations, neighbours, reconstructions, samples
 
     shown = reconstructions(lab)
     assert list(shown.rows) == ["test images", *MODELS]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from expost.cli import main
-from expost.recipes.reproduce import TARGETS
+from expost.papers.reproduce import TARGETS
 
 MODULE = """
 import torch

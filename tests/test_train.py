@@ -21,14 +21,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import expost
 from expost import heads
 from expost.autoencoder import evaluating
-from expost.checkpoint import RunFolder, split_prefix
-from expost.files import load_tensors
-from expost.history import History
+from expost.train.folder import RunFolder, split_prefix
+from expost.system.files import load_tensors
+from expost.train.history import History
 from expost.objectives import ELBO, RAE, WAE, Adversarial, Annealed, Clipped, Loss, Objective
-from expost.schedules import Constant, Cosine, Halving, Milestones, Plateau
-from expost.stage import SecondStage
-from expost.train import fit
-from expost.training import Training, automatic_precision
+from expost.train.schedules import Constant, Cosine, Halving, Milestones, Plateau
+from expost.train.second_stage import SecondStage
+from expost.train.fit import fit
+from expost.train.settings import Training, automatic_precision
 from runs import ENDLESS, Watched, critic
 from toys import bits, convolutional, model, pictures, same, vectors
 
@@ -708,7 +708,7 @@ def test_averaging_keeps_the_vectors_of_a_spectral_norm() -> None:
 
 
 def test_memory_is_retained_until_the_outermost_block_ends(monkeypatch):
-    from expost import memory
+    from expost.system import memory
 
     said = []
     library = SimpleNamespace(mallopt=lambda name, value: said.append((name, value)), malloc_trim=lambda pad: said.append("trim"))

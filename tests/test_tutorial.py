@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from expost.recipes import measures_yu2020 as measures
-from expost.recipes.lab import Lab
+from expost.papers.yu2020 import claims as measures
+from expost.runs.lab import Lab
 from expost.report.demonstrations import draw, save
 from expost.results import Curve
-from expost.tutorial import DEMONSTRATIONS, Demonstration, Series
-from expost.tutorial.channel import random_coding_error, simulated_error
-from expost.tutorial.flow import diagonal_plateau, flow_loss, sigma_vae
-from expost.tutorial.importance import estimates
-from expost.tutorial.linear import cubature, exact_elbo, linear_model
-from expost.tutorial.points import copying_solution, ignoring_solution
-from expost.tutorial.variance import bits_per_pixel, linear_optimum, quantised_bits
+from expost.papers.yu2020.demonstrations import DEMONSTRATIONS, Demonstration, Series
+from expost.papers.yu2020.demonstrations.channel import random_coding_error, simulated_error
+from expost.papers.yu2020.demonstrations.flow import diagonal_plateau, flow_loss, sigma_vae
+from expost.papers.yu2020.demonstrations.importance import estimates
+from expost.papers.yu2020.demonstrations.linear import cubature, exact_elbo, linear_model
+from expost.papers.yu2020.demonstrations.points import copying_solution, ignoring_solution
+from expost.papers.yu2020.demonstrations.variance import bits_per_pixel, linear_optimum, quantised_bits
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import FullGaussian, StandardNormal
-from expost.diagnose.latent_units import units
-from expost.diagnose.linear import linear_units, spectrum
+from expost.diagnose.codes.units import units
+from expost.diagnose.codes.linear import linear_units, spectrum
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 
@@ -173,7 +173,7 @@ def test_a_linear_vae_keeps_what_is_predicted(gamma) -> None:
 
 def test_that_optimum_is_one() -> None:
     """The prediction rests on it: no small change of the closed-form model improves its exact ELBO."""
-    from expost.tutorial.linear import exact_elbo, linear_model
+    from expost.papers.yu2020.demonstrations.linear import exact_elbo, linear_model
 
     x = centred(200)
     m = probabilistic_pca(x, 3, 0.5)

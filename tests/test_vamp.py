@@ -15,7 +15,7 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import NotFittedError, VampPrior, spec_of
 from expost.distributions import Dirac
-from expost.files import load_tensors, save_tensors
+from expost.system.files import load_tensors, save_tensors
 from expost.heads import Head
 
 

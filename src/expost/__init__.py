@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from expost.objectives import ELBO, IWAE, RAE, WAE, Adversarial, ClassDistance, Loss, Objective
     from expost.results import Curve, Result, Table
     from expost.seeds import seeded
-    from expost.stage import SecondStage
-    from expost.train import fit
-    from expost.training import Training
+    from expost.train.second_stage import SecondStage
+    from expost.train.fit import fit
+    from expost.train.settings import Training
 
 _WHERE = {
     "Autoencoder": "autoencoder",

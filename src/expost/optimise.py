@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from expost.progress import Bar
+from expost.system.progress import Bar
 from expost.seeds import permutation, seeded
 
 __all__ = ["Trace", "minimise"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from expost.schema import printable
+from expost.system.schema import printable
 
 __all__ = ["Curve", "Result", "Series", "Table", "format_number"]
 

@@ -9,7 +9,7 @@ import torch
 
 from expost import heads
 from expost.density import GMM, StandardNormal
-from expost.evaluate.annealed import Annealed, annealed_bound, bdmc, sigmoid_schedule
+from expost.evaluate.likelihood.annealed import Annealed, annealed_bound, bdmc, sigmoid_schedule
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, model, same, vectors
 

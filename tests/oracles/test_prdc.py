@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate.neighbours import neighbour_panel
+from expost.evaluate.metrics.neighbours import neighbour_panel
 
 prdc = pytest.importorskip("prdc")
 

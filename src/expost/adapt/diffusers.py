@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from expost.adapt.interface import Likelihood
 from expost.adapt.modules import wrap
 from expost.autoencoder import Autoencoder
-from expost.checkpoint import bounded, load_weights
-from expost.files import read_json
-from expost.schema import Meta, convert
+from expost.train.folder import bounded, load_weights
+from expost.system.files import read_json
+from expost.system.schema import Meta, convert
 from expost.seeds import seeded
 
 __all__ = ["DiffusersConfig", "build_diffusers", "diffusers_config", "from_diffusers", "read_diffusers_config"]

@@ -26,7 +26,7 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.density.base import Density
-from expost.schema import Meta, convert, printable
+from expost.system.schema import Meta, convert, printable
 
 __all__ = ["LIKELIHOODS", "DecoderNet", "EncoderNet", "Interface", "Shape", "fits", "interface_of", "own"]
 

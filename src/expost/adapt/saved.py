@@ -25,7 +25,7 @@ from expost.adapt.modules import wrap
 from expost.adapt.pythae import Networks, PythaeConfig, assemble_pythae, build_pythae, from_pythae, read_config
 from expost.adapt.references import allowed, load_pair_weights, module_of, pair_of
 from expost.autoencoder import Autoencoder
-from expost.schema import convert
+from expost.system.schema import convert
 
 __all__ = ["Origin", "SourceKind", "kind_of", "open_source", "shape_of"]
 

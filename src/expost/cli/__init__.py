@@ -64,8 +64,8 @@ def _run(arguments: list[str]) -> int:
         from expost.cli.commands import COMMANDS, Failure
         from expost.cli.options import as_options
         from expost.cli.torchrun import is_main, quiet_elsewhere, run_command, speaks
-        from expost.progress import speaking
-        from expost.schema import check_fields
+        from expost.system.progress import speaking
+        from expost.system.schema import check_fields
 
         if arguments in (["--version"], ["-V"]):
             from expost import __version__
@@ -154,7 +154,7 @@ class _Shown:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        from expost.schema import printable
+        from expost.system.schema import printable
 
         return self._stream.write("\n".join(printable(line, len(line)) for line in text.split("\n")))
 
@@ -166,7 +166,7 @@ class _Shown:
 def _shown() -> Iterator[None]:
     """What a command prints is escaped, and notes, as of what could not be kept, are said on stderr, each once and by the main process."""
     from expost.cli.torchrun import is_main
-    from expost.state import Note
+    from expost.system.state import Note
 
     said: set[str] = set()
     with warnings.catch_warnings(), contextlib.redirect_stdout(cast(TextIO, _Shown(sys.stdout))):
@@ -186,7 +186,7 @@ def _shown() -> Iterator[None]:
 
 def _begun(error: Exception) -> bool:
     """Whether the file that failed belongs to a run of which something is trained."""
-    from expost.checkpoint import RunFolder
+    from expost.train.folder import RunFolder
 
     if not isinstance(error, OSError) or error.filename is None:
         return False
@@ -202,7 +202,7 @@ def sentence(error: Exception, *, resumes: bool = False) -> str:
     Args:
         resumes: whether the command goes on from where it was with --resume.
     """
-    from expost.schema import printable
+    from expost.system.schema import printable
 
     said = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -55,9 +55,9 @@ class Compress(OpensRun):
     def run(self) -> None:
         import time
 
-        from expost.checkpoint import RunFolder
+        from expost.train.folder import RunFolder
         from expost.codec import compress, general_purpose, negative_elbo, write_compressed
-        from expost.recipes.runs import as_prior, load_model
+        from expost.runs.run import as_prior, load_model
         from expost.results import Table
 
         out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")
@@ -135,7 +135,7 @@ class Compress(OpensRun):
 
 def check_free(path: Path, force: bool, size: int = 1) -> None:
     """Before the work: nothing that exists is replaced unasked, since it may be the only copy; and the file can be written."""
-    from expost.files import check_output
+    from expost.system.files import check_output
 
     if os.path.lexists(path) and not force and not path.is_dir():
         raise _exists(path)
@@ -164,13 +164,13 @@ class Decompress(OpensModel):
 
         import numpy as np
 
-        from expost.checkpoint import RunFolder
+        from expost.train.folder import RunFolder
         from expost.codec import decompress
         from expost.codec.container import unpack
-        from expost.files import atomic
-        from expost.recipes.runs import load_model
-        from expost.recipes.wrapped import code_options
-        from expost.schema import printable
+        from expost.system.files import atomic
+        from expost.runs.run import load_model
+        from expost.runs.wrapped import code_options
+        from expost.system.schema import printable
 
         out = self.out or Path(f"{self.file.stem}.npz")
         if not self.file.is_file():

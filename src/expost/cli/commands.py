@@ -19,8 +19,8 @@ from expost.cli.torchrun import Shared
 from expost.cli.wrap import Wrap
 
 if TYPE_CHECKING:
-    from expost.history import History
-    from expost.recipes.runs import Run
+    from expost.train.history import History
+    from expost.runs.run import Run
 
 __all__ = ["COMMANDS", "Failure"]
 
@@ -61,9 +61,9 @@ class List:
     def run(self) -> None:
         from expost.data import names
         from expost.density.spec import SPECS
-        from expost.recipes import RECIPES
-        from expost.recipes.networks import NETWORKS
-        from expost.recipes.reproduce import TARGETS
+        from expost.papers import RECIPES
+        from expost.runs.networks import NETWORKS
+        from expost.papers.reproduce import TARGETS
         from expost.results import Table
 
         recipes = Table(("recipe", "what", "takes", "default data", "densities"), title="Recipes: expost train RECIPE")
@@ -116,13 +116,13 @@ class Train(DataOptions, Shared):
     """trackers, e.g. tensorboard wandb mlflow"""
 
     def shared(self, main: bool) -> None:
-        from expost.checkpoint import RunFolder
-        from expost.devices import choose_device
-        from expost.identity import stable_repr
-        from expost.locks import holder
-        from expost.recipes.overrides import parse
-        from expost.recipes.runs import plan, train_run
-        from expost.trackers import check_trackers
+        from expost.train.folder import RunFolder
+        from expost.system.devices import choose_device
+        from expost.system.identity import stable_repr
+        from expost.system.locks import holder
+        from expost.runs.overrides import parse
+        from expost.runs.run import plan, train_run
+        from expost.system.trackers import check_trackers
 
         settings: dict[str, Any] = dict(parse(a) for a in self.set)
         if self.minutes is not None:
@@ -181,8 +181,8 @@ def _ended(history: History, at: str) -> str:
 
 def load(folder: Path, data: str | None, device: str | None, options: OpensRun, *, failed: bool = False) -> Run:
     """The run of a folder: the one way in which commands open it."""
-    from expost.devices import choose_device
-    from expost.recipes.runs import load_run
+    from expost.system.devices import choose_device
+    from expost.runs.run import load_run
 
     choose_device(device)  # before anything is read
     return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading(), failed=failed)
@@ -206,7 +206,7 @@ class Density(OpensRun):
     def run(self) -> None:
         import time
 
-        from expost.progress import Bar
+        from expost.system.progress import Bar
         from expost.results import Table
         from expost.seeds import draw, some
 
@@ -260,7 +260,7 @@ class Sample(OpensRun):
     def run(self) -> None:
         import numpy as np
 
-        from expost.files import atomic
+        from expost.system.files import atomic
         from expost.report import PICTURES, colours, grid, save_picture
 
         if self.out is None and self.grid is None:
@@ -305,7 +305,7 @@ class Claims(DataOptions):
     """only list the claims and how they are measured"""
 
     def run(self) -> None:
-        from expost.cli.claims import check_claims
+        from expost.papers.check import check_claims
 
         broken = check_claims(
             self.paper, self.data, self.budget, self.seed, self.runs, self.device, only_list=self.list, loading=self.loading()
@@ -322,9 +322,9 @@ class Cite:
     """run folder"""
 
     def run(self) -> None:
-        from expost.checkpoint import RunFolder
-        from expost.recipes import find
-        from expost.recipes.citations import CITATIONS
+        from expost.train.folder import RunFolder
+        from expost.papers import find
+        from expost.papers.citations import CITATIONS
 
         folder = RunFolder.existing(self.folder)
         recipe = folder.read_recipe()["recipe"]

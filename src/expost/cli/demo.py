@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from expost.evaluate.choose import extractor_of
-from expost.recipes.citations import CITATIONS
-from expost.recipes.runs import Run, plan, train_run
+from expost.evaluate.features.choose import extractor_of
+from expost.papers.citations import CITATIONS
+from expost.runs.run import Run, plan, train_run
 from expost.report import Section, save_panels, write_page
 from expost.results import Table
 from expost.seeds import some

@@ -52,9 +52,9 @@ class Diagnose(OpensRun):
         import time
 
         from expost.cli.commands import echo, load
-        from expost.files import keep, write_json
-        from expost.locks import writing
-        from expost.recipes.diagnosis import diagnose_run
+        from expost.system.files import keep, write_json
+        from expost.system.locks import writing
+        from expost.runs.diagnosis import diagnose_run
         from expost.report import Section, write_page
         from expost.report.figures import chart_sections, strip_sections
 

@@ -44,11 +44,11 @@ class Evaluate(OpensRun, Shared):
 
     def shared(self, main: bool) -> None:
         from expost.cli.commands import echo, load
-        from expost.evaluate.choose import extractor_of
-        from expost.evaluate.quirks import Quirks
-        from expost.evaluate.suite import check_groups
-        from expost.files import keep
-        from expost.locks import writing
+        from expost.evaluate.features.choose import extractor_of
+        from expost.papers.quirks import Quirks
+        from expost.evaluate.metrics.suite import check_groups
+        from expost.system.files import keep
+        from expost.system.locks import writing
         from expost.report import attempt, colours, save_panels
         from expost.seeds import some
 
@@ -111,10 +111,10 @@ class Compare(ImageOptions, Shared):
 
     def shared(self, main: bool) -> None:
         from expost.cli.commands import echo
-        from expost.devices import choose_device
+        from expost.system.devices import choose_device
         from expost.evaluate.comparison import compare
-        from expost.evaluate.suite import COPYING, QUALITY
-        from expost.files import write_json
+        from expost.evaluate.metrics.suite import COPYING, QUALITY
+        from expost.system.files import write_json
         from expost.results import Table
 
         check_file(self.out, ".json")

@@ -51,11 +51,11 @@ class Likelihood(OpensRun):
     def run(self) -> None:
         from expost.cli.commands import load
         from expost.distributions import Marginal
-        from expost.evaluate.annealed import annealed_bound
-        from expost.evaluate.likelihood import importance_bound
-        from expost.evaluate.surgery import elbo_surgery
+        from expost.evaluate.likelihood.annealed import annealed_bound
+        from expost.evaluate.likelihood.importance import importance_bound
+        from expost.evaluate.likelihood.surgery import elbo_surgery
         from expost.objectives.noise import binarised, dequantised
-        from expost.recipes.runs import as_prior
+        from expost.runs.run import as_prior
         from expost.seeds import draw, some
 
         run = load(self.folder, self.data, self.device, self)

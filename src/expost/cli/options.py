@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
-from expost.schema import Count, Meta
+from expost.system.schema import Count, Meta
 
 __all__ = [
     "Count",
@@ -29,7 +29,7 @@ __all__ = [
     "check_suffix",
 ]
 
-#: Ranges of options, which :func:`expost.schema.check_fields` checks before a command runs.
+#: Ranges of options, which :func:`expost.system.schema.check_fields` checks before a command runs.
 #: ``-n`` beside ``--n``: torchrun takes ``--n`` for an abbreviation of its own options, wherever it stands.
 Images = Annotated[Count, arg(aliases=["-n"])]
 SomeImages = Annotated[Count | None, arg(aliases=["-n"])]
@@ -61,14 +61,14 @@ _SETTINGS = {"network", "latent", "objective", "training", "densities", "stage",
 
 def check_report(folder: Path) -> None:
     """Before the work: a report has a folder of its own."""
-    from expost.state import check_folder
+    from expost.system.state import check_folder
 
     check_folder(folder, "report.html", what="report")
 
 
 def check_file(path: Path | None, *suffixes: str) -> None:
     """Before the work: a file that can be written, with a name that says what it is."""
-    from expost.files import check_output
+    from expost.system.files import check_output
 
     if path is None:
         return

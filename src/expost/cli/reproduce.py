@@ -36,10 +36,10 @@ class Reproduce(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
-        from expost.files import keep
-        from expost.recipes.citations import CITATIONS
-        from expost.recipes.lab import Lab
-        from expost.recipes.reproduce import find_target
+        from expost.system.files import keep
+        from expost.papers.citations import CITATIONS
+        from expost.runs.lab import Lab
+        from expost.papers.reproduce import find_target
         from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections
         from expost.report.maps import save_maps

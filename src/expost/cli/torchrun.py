@@ -64,7 +64,7 @@ def run_command(command: Any) -> None:
     if world() < 2:
         command.run()
     elif isinstance(command, Shared):
-        from expost.processes import join, leave
+        from expost.system.processes import join, leave
 
         join()
         with quiet_elsewhere():
@@ -94,7 +94,7 @@ def speaks(command: Any, error: BaseException) -> bool:
 
     from torch.distributed import PrefixStore, rendezvous
 
-    from expost.processes import OtherFailed
+    from expost.system.processes import OtherFailed
 
     if isinstance(error, OtherFailed):
         return False

@@ -39,7 +39,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
-from expost.schema import Count, Meta, parse
+from expost.system.schema import Count, Meta, parse
 
 __all__ = ["MAGIC", "Batch", "Container", "Header", "SeedValue", "Span", "malformed", "pack", "unpack"]
 

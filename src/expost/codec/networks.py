@@ -33,7 +33,7 @@ from expost.density.base import Density
 from expost.density.mixture import GMM, GaussianMixture
 from expost.discrete import Discretized
 from expost.distributions import Dirac, IsotropicGaussian, base_of
-from expost.stage import SecondStage
+from expost.train.second_stage import SecondStage
 
 __all__ = ["GRID", "Level", "Snapped", "coding_copy", "gaussian_parameters", "levels_of", "mixture_of", "one_thread", "posterior_scales"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.devices import choose_device
+from expost.system.devices import choose_device
 from expost.seeds import some
 from expost.tensors import as_data, check_finite
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from expost.data.decode import Decoder
 from expost.data.mapped import large
 from expost.data.source import Source
-from expost.files import load_tensors, save_tensors
+from expost.system.files import load_tensors, save_tensors
 
 __all__ = ["cached"]
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from expost.data.mapped import chunks, scratch
-from expost.progress import Bar
-from expost.schema import printable
+from expost.system.progress import Bar
+from expost.system.schema import printable
 
 __all__ = ["Decoder", "Encoded", "decode"]
 

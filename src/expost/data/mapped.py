@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expost.files import atomic, cache_folder, write_json
-from expost.memory import machine
+from expost.system.files import atomic, cache_folder, write_json
+from expost.system.memory import machine
 
 __all__ = ["arrange", "chunks", "converted", "keep", "large", "limit", "place", "reopen", "scratch", "taken"]
 

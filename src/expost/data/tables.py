@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expost.data.decode import Decoder, Encoded, decode
 from expost.data.source import SPLITS, Source, encode_labels, need, relative, split_of
-from expost.schema import printable
+from expost.system.schema import printable
 
 __all__ = ["hub_source", "label_column", "picture_column", "table_source"]
 

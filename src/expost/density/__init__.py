@@ -16,7 +16,7 @@ from expost.density.base import Codes, Density, NotFittedError, draw_codes
 from expost.density.fitting import FitReport
 from expost.density.flow import Flow
 from expost.density.gaussian import FullGaussian
-from expost.density.kernel import KDE
+from expost.density.kde import KDE
 from expost.density.mixture import GMM, GaussianMixture
 from expost.density.normal import StandardNormal
 from expost.density.spec import SPECS, load_density, parse, save_density, spec_of

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from expost.density.fitting import Moments, drawn_in, lower, variance_floor
-from expost.progress import Bar
+from expost.system.progress import Bar
 from expost.seeds import generator
 
 __all__ = ["Run", "expectation_maximisation"]

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import FitReport, codes_for, require_fitted
-from expost.progress import Bar
+from expost.system.progress import Bar
 from expost.seeds import seed_from
 
 __all__ = ["GMM", "GaussianMixture"]

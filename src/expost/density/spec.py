@@ -17,12 +17,12 @@ from expost.density.base import Density
 from expost.density.fitting import FitReport
 from expost.density.flow import Flow
 from expost.density.gaussian import FullGaussian
-from expost.density.kernel import KDE
+from expost.density.kde import KDE
 from expost.density.mixture import GMM
 from expost.density.normal import StandardNormal
-from expost.files import load_tensors, save_tensors
-from expost.memory import Bounded, machine
-from expost.schema import Meta
+from expost.system.files import load_tensors, save_tensors
+from expost.system.memory import Bounded, machine
+from expost.system.schema import Meta
 
 __all__ = ["SPECS", "load_density", "parse", "save_density", "spec_of"]
 

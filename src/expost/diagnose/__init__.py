@@ -4,7 +4,7 @@
 
 * the decoder: :func:`optimal_decoder`, :func:`latent_map` (000);
 * units and collapse: :func:`panel`, :func:`units`, :func:`linear_units`, :func:`reconstruction_gain`;
-* q(z) against p(z): :func:`marginals`, :func:`mmd`, :func:`c2st`, :class:`expost.aggregate.AggregatePosterior`;
+* q(z) against p(z): :func:`marginals`, :func:`mmd`, :func:`c2st`, :class:`expost.posterior.aggregate.AggregatePosterior`;
 * dimension: :func:`two_nn`, :func:`levina_bickel`, :func:`encoder_variances`, :func:`jacobian_identity`, :func:`noise_directions`, :func:`latent_spectra`,
   :func:`optimal_variance`, :func:`manifold_check` (001);
 * classes: :func:`class_masses`, :func:`coverage`, :func:`segment_radius`, :func:`attack_radius`, :func:`refined_radius`, :func:`class_grid`,
@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from expost.diagnose.bounds import (
+from expost.diagnose.classes.bounds import (
     RadiusBounds,
     entropy_bound,
     half_space_radius,
@@ -22,26 +22,26 @@ from expost.diagnose.bounds import (
     sector_radius,
     theorem_bound,
 )
-from expost.diagnose.class_distances import ClassCodes, class_codes, prior_reach
-from expost.diagnose.dimension import levina_bickel, two_nn
-from expost.diagnose.eigenvalues import EncoderVariances, encoder_variances
+from expost.diagnose.classes.distances import ClassCodes, class_codes, prior_reach
+from expost.diagnose.codes.dimension import levina_bickel, two_nn
+from expost.diagnose.codes.variances import EncoderVariances, encoder_variances
 from expost.diagnose.findings import Diagnosis, Finding, Remedy, diagnose
 from expost.diagnose.health import Panel, panel, reconstruction_gain
-from expost.diagnose.jacobian import JacobianIdentity, decoder_jacobian, jacobian_identity
-from expost.diagnose.latent_classes import LatentClasses, prior_codes
-from expost.diagnose.latent_units import Units, units
-from expost.diagnose.linear import LinearUnits, linear_units
-from expost.diagnose.manifold import learned_variance, manifold_check, manifold_data
-from expost.diagnose.marginal import Marginals, marginals
-from expost.diagnose.masses import ClassMasses, Coverage, class_masses, coverage, renyi_entropy
-from expost.diagnose.mismatch import c2st, mmd
-from expost.diagnose.noise import NoiseDirections, noise_correlation, noise_directions
+from expost.papers.dai2019.jacobian import JacobianIdentity, decoder_jacobian, jacobian_identity
+from expost.diagnose.classes.classify import LatentClasses, prior_codes
+from expost.diagnose.codes.units import Units, units
+from expost.diagnose.codes.linear import LinearUnits, linear_units
+from expost.papers.dai2019.manifold import learned_variance, manifold_check, manifold_data
+from expost.diagnose.codes.marginals import Marginals, marginals
+from expost.diagnose.classes.masses import ClassMasses, Coverage, class_masses, coverage, renyi_entropy
+from expost.diagnose.codes.mismatch import c2st, mmd
+from expost.papers.dai2019.noise import NoiseDirections, noise_correlation, noise_directions
 from expost.diagnose.optimal import LatentMap, OptimalDecoder, latent_map, optimal_decoder
-from expost.diagnose.radius import ClassRadius, segment_radius, smallest
-from expost.diagnose.radius_attack import attack_radius, refined_radius
-from expost.diagnose.radius_grid import ClassGrid, class_grid, grid_radius
-from expost.diagnose.spectra import LatentSpectra, latent_spectra
-from expost.diagnose.variance import VarianceTrace, optimal_variance, variance_trace
+from expost.diagnose.classes.radius import ClassRadius, segment_radius, smallest
+from expost.diagnose.classes.attack import attack_radius, refined_radius
+from expost.diagnose.classes.grid import ClassGrid, class_grid, grid_radius
+from expost.papers.dai2019.spectra import LatentSpectra, latent_spectra
+from expost.papers.dai2019.variance import VarianceTrace, optimal_variance, variance_trace
 
 __all__ = [
     "ClassCodes",

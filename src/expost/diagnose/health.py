@@ -24,18 +24,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from expost.aggregate import AggregatePosterior, mutual_information
+from expost.posterior.aggregate import AggregatePosterior, mutual_information
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density import FullGaussian, StandardNormal
 from expost.density.base import Density
-from expost.diagnose.dimension import levina_bickel, neighbourhoods, two_nn
-from expost.diagnose.latent_units import Units, gaussian_error, loss_of, standard_error, units
-from expost.diagnose.linear import LinearUnits, linear_units
-from expost.diagnose.marginal import Marginals, marginals
-from expost.diagnose.mismatch import c2st, mmd
+from expost.diagnose.codes.dimension import levina_bickel, neighbourhoods, two_nn
+from expost.diagnose.codes.units import Units, gaussian_error, loss_of, standard_error, units
+from expost.diagnose.codes.linear import LinearUnits, linear_units
+from expost.diagnose.codes.marginals import Marginals, marginals
+from expost.diagnose.codes.mismatch import c2st, mmd
 from expost.distributions import check_data, deterministic
 from expost.divergences import has_closed_form, kl
-from expost.progress import Bar
+from expost.system.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import seeded, some
 from expost.tensors import check_finite, unit
@@ -148,11 +148,11 @@ def panel(
         x_val: held-out data, for units and the two tests.
         density: p(z) that codes are compared with and drawn from; default, the model's prior, and without one a Gaussian fitted to training codes.
         at: whether codes are samples of q(z | x), or posterior means, which is what a density fitted to means is to be compared with.
-        gamma, beta: for :func:`~expost.diagnose.linear.linear_units`.
+        gamma, beta: for :func:`~expost.diagnose.codes.linear.linear_units`.
         n: held-out images used; of the training data 2n, and for the covariance 5n, or n where 5n would be fewer than the numbers of an image.
         seed: of the choice of images, and of everything drawn.
         memory: bytes that each part may take beyond its inputs.
-        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.progress`.
+        progress: False for silence, True to be heard off a terminal too; default: see :mod:`expost.system.progress`.
 
     Raises:
         ValueError: fewer than 20 images on a side, n below 20, NaN, or an event that the model does not take. What only one part cannot do becomes a note.
@@ -348,7 +348,7 @@ def _blame(marginal: Marginals | None, whole: Result | None, information: Result
 
 
 def _most(x: Tensor, n: int, memory: int) -> int:
-    """Rows for :func:`~expost.diagnose.linear.spectrum`: 5n, or n where these are fewer than the numbers in a row; and no more than fit."""
+    """Rows for :func:`~expost.diagnose.codes.linear.spectrum`: 5n, or n where these are fewer than the numbers in a row; and no more than fit."""
     dims = x[0].numel()
     rows = 5 * n if 5 * n >= dims else n
     return rows if 32 * min(rows, len(x), dims) ** 2 <= memory else math.isqrt(memory // 32)

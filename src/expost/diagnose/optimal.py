@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expost.aggregate import AggregatePosterior, Responsibilities
+from expost.posterior.aggregate import AggregatePosterior, Responsibilities
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import CrossEntropy, base_of, binary, check_data
 from expost.results import Result, Table

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from expost.evaluate.features import Extractor, extract
-from expost.evaluate.frechet import FrechetDistance, frechet_distance
+from expost.evaluate.features.base import Extractor, extract
+from expost.evaluate.metrics.frechet import FrechetDistance, frechet_distance
 from expost.results import Result, format_number
 from expost.seeds import generator, permutation, some
 

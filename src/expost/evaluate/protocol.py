@@ -11,7 +11,7 @@ Beside them stand controls, without which no such number means anything: held-ou
 pixel, and images with shuffled pixels. All sets have the same size n, because a Fréchet distance is biased in n; where a split is larger, its n
 images are drawn at random, since the first ones may all be of one class.
 
-002's repository differs from its text in places, and 001's too; :class:`~expost.evaluate.quirks.Quirks` has them as flags, all off.
+002's repository differs from its text in places, and 001's too; :class:`~expost.papers.quirks.Quirks` has them as flags, all off.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from torch import Tensor
 from expost.autoencoder import Autoencoder
 from expost.density.base import Density
 from expost.evaluate.controls import CONTROLS, blind, control_sets, scored
-from expost.evaluate.features import Extractor
+from expost.evaluate.features.base import Extractor
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
-from expost.evaluate.quirks import Quirks
-from expost.evaluate.sets import Generated, ImageSet, InMemory, Mapped, set_features
-from expost.evaluate.suite import COPYING, QUALITY, Reference, check_groups, measure
-from expost.files import cache_folder
-from expost.hashes import content_hash
-from expost.progress import Bar
+from expost.papers.quirks import Quirks
+from expost.evaluate.features.sets import Generated, ImageSet, InMemory, Mapped, set_features
+from expost.evaluate.metrics.suite import COPYING, QUALITY, Reference, check_groups, measure
+from expost.system.files import cache_folder
+from expost.system.hashes import content_hash
+from expost.system.progress import Bar
 from expost.results import Result, ResultValue, Table, format_number
-from expost.storage import code_hash, remember
+from expost.system.storage import code_hash, remember
 from expost.tensors import batches, unit
 
 __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "score"]
@@ -73,7 +73,7 @@ class Scores:
         n: images on each side.
         seed: of samples, pairs, subsets.
         notes: about the extractor, sample sizes, quirks.
-        code: names the code that measured them, see :func:`expost.storage.code_hash`.
+        code: names the code that measured them, see :func:`expost.system.storage.code_hash`.
         reference: what everything is compared with.
     """
 
@@ -204,7 +204,7 @@ def score(
         extractor: features.
         densities: name -> density of codes, each a row ``samples <name>``.
         train: training images, for controls and for metrics of memorisation; without them the controls are drawn from ``val``.
-        groups: of metrics, see :mod:`expost.evaluate.suite`.
+        groups: of metrics, see :mod:`expost.evaluate.metrics.suite`.
         interpolations: which midpoints, among :data:`INTERPOLATIONS`.
         n: images per set, drawn at random from each split, at most the size of the smaller of the two.
         seed: of these images, of samples, pairs and subsets.

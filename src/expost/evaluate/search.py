@@ -1,3 +1,3 @@
-"""The earlier name of :mod:`expost.search`."""
+"""The earlier name of :mod:`expost.statistics.neighbours`."""
 
-from expost.search import *  # noqa: F403
+from expost.statistics.neighbours import *  # noqa: F403

@@ -5,17 +5,17 @@ what the head asks for. The paper's nets are named after their first author; ``s
 Any other module of the same shapes will do as well.
 """
 
-from expost.nets.bozkurt import BOZKURT_HIDDEN, bozkurt_decoder, bozkurt_encoder
-from expost.nets.dai import dai_decoder, dai_encoder, dai_second_decoder, dai_second_encoder
-from expost.nets.dai_residual import dai_residual_decoder, dai_residual_encoder, dai_wae_decoder, dai_wae_encoder
-from expost.nets.ghosh import ghosh_celeba_decoder, ghosh_celeba_encoder, ghosh_decoder, ghosh_encoder
-from expost.nets.layers import Conv2d, ConvTranspose2d, Linear
-from expost.nets.manoj import manoj_decoder, manoj_encoder, manoj_fc_decoder, manoj_fc_encoder
+from expost.papers.bozkurt2018.nets import BOZKURT_HIDDEN, bozkurt_decoder, bozkurt_encoder
+from expost.papers.dai2019.nets import dai_decoder, dai_encoder, dai_second_decoder, dai_second_encoder
+from expost.papers.dai2019.residual import dai_residual_decoder, dai_residual_encoder, dai_wae_decoder, dai_wae_encoder
+from expost.papers.ghosh2020.nets import ghosh_celeba_decoder, ghosh_celeba_encoder, ghosh_decoder, ghosh_encoder
+from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
+from expost.papers.manoj2018.nets import manoj_decoder, manoj_encoder, manoj_fc_decoder, manoj_fc_encoder
 from expost.nets.mlp import mlp, mlp_decoder, mlp_encoder
-from expost.nets.small import small_decoder, small_encoder
+from expost.nets.convolutional import small_decoder, small_encoder
 from expost.nets.spectral import spectrally_normalised
-from expost.nets.squeezed import maps_decoder, maps_encoder, squeezed_decoder, squeezed_encoder
-from expost.nets.yu import yu_decoder, yu_encoder
+from expost.papers.yu2020.squeezed import maps_decoder, maps_encoder, squeezed_decoder, squeezed_encoder
+from expost.papers.yu2020.nets import yu_decoder, yu_encoder
 
 __all__ = [
     "BOZKURT_HIDDEN",

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from expost.nets.layers import Linear
+from expost.fast.layers import Linear
 from expost.nets.shapes import Shape, image
 
 __all__ = ["mlp", "mlp_decoder", "mlp_encoder"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player, distortion
-from expost.schema import Meta
+from expost.system.schema import Meta
 
 __all__ = ["Adversarial"]
 

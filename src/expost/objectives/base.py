@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 
 from expost.autoencoder import Autoencoder
 from expost.distributions import check_data
-from expost.schema import Checked
+from expost.system.schema import Checked
 
 __all__ = ["Loss", "Objective", "Player", "Sum", "distortion"]
 

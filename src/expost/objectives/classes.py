@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.objectives.base import Loss, Objective, Player
-from expost.schema import Meta
+from expost.system.schema import Meta
 
 __all__ = ["ClassDistance", "Clipped"]
 

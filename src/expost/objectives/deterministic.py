@@ -1,7 +1,7 @@
 r"""Objectives of autoencoders whose encoder is deterministic: AE, RAE (002) and WAE-MMD.
 
 The decoder's Gaussian head fixes the unit: with variance γ = ½ the distortion is ‖x - x̂‖² plus a constant. The weights of 002's code
-belong to losses that are *means* over the D pixels and d latents; ``expost.recipes.ghosh2020`` converts them, visibly.
+belong to losses that are *means* over the D pixels and d latents; ``expost.papers.ghosh2020.models`` converts them, visibly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from expost.autoencoder import Autoencoder
 from expost.distributions import point
 from expost.divergences import mmd
 from expost.objectives.base import Loss, Objective, distortion, gradient
-from expost.schema import Checked, Meta
+from expost.system.schema import Checked, Meta
 from expost.tensors import sum_event
 
 __all__ = ["RAE", "WAE", "DecoderL2", "GradientPenalty", "Penalty"]

@@ -17,7 +17,7 @@ from expost.autoencoder import Autoencoder
 from expost.distributions import Marginal, deterministic
 from expost.divergences import kl, kl_per_dimension
 from expost.objectives.base import Loss, Objective, distortion
-from expost.schema import Meta
+from expost.system.schema import Meta
 
 __all__ = ["ELBO", "IWAE"]
 

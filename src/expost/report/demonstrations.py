@@ -12,9 +12,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from expost.files import atomic
+from expost.system.files import atomic
 from expost.results import Series
-from expost.tutorial.base import Demonstration
+from expost.papers.yu2020.demonstrations.base import Demonstration
 
 __all__ = ["draw", "save"]
 

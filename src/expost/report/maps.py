@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from expost.files import atomic
+from expost.system.files import atomic
 
 __all__ = ["save_maps"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expost.files import write_text
+from expost.system.files import write_text
 from expost.results import Table, format_number
 
 __all__ = ["Section", "write_page"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.files import atomic
+from expost.system.files import atomic
 from expost.tensors import check_finite
 
 __all__ = ["PICTURES", "attempt", "colours", "grid", "panels", "save_panels", "save_picture"]

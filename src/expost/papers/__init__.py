@@ -1,0 +1,37 @@
+"""Recipes: the literature as rows of one table.
+
+| method | encoder head | decoder head | prior while training | objective | density ex post |
+|---|---|---|---|---|---|
+| VAE | `Diagonal` | `Bernoulli` / `CrossEntropy` / `Gaussian` | `StandardNormal` | `ELBO()` | - |
+| beta-VAE | `Diagonal` | any | `StandardNormal` | `ELBO(beta=4)` | - |
+| IWAE | `Diagonal` | any | `StandardNormal` | `IWAE(samples=10)` | - |
+| Sigma-VAE | `FullCovariance` | `Gaussian("shared")` | `StandardNormal` | `ELBO()` | - |
+| VAE, fixed / learned / optimal variance | `Diagonal` | `Gaussian(1.0 / "shared" / "optimal")` | `StandardNormal` | `ELBO()` | - |
+| two-stage VAE | `Diagonal` | `Gaussian("shared")` | `StandardNormal` | `ELBO()` | `SecondStage(Autoencoder(...))` |
+| CV-VAE | `Constant(0.7)` | `Gaussian(fixed)` | `StandardNormal` | `ELBO(beta)` | Gaussian, `GMM(10)` |
+| AE | `Dirac` | `Gaussian(fixed)` | - | `RAE(beta=0)` | Gaussian, `GMM(10)` |
+| RAE, RAE-L2, RAE-GP | `Dirac` | `Gaussian(fixed)` | - | `RAE(beta, penalty=...)` | Gaussian, `GMM(10)` |
+| RAE-SN | `Dirac` | `Gaussian(fixed)`, spectrally normalised nets | - | `RAE(beta)` | Gaussian, `GMM(10)` |
+| WAE-MMD | `Dirac` | `Gaussian(fixed)` | `StandardNormal` | `WAE(weight, kernel)` | `StandardNormal`, `GMM(10)` |
+| WAE-GAN / AAE | `Dirac` | `Gaussian(fixed)` | `StandardNormal` | `Adversarial(critic)` | `StandardNormal`, `GMM(10)` |
+| omega-VAE | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO() + ClassDistance(30)`, encoder clipped | - |
+| VAE of 000 | `Diagonal` | `CrossEntropy` | `StandardNormal` | `ELBO()` | optimal decoder, see `diagnose` |
+| lossless coder | `Diagonal` | `LogisticMixture` / `Bernoulli` | `StandardNormal` | `ELBO()` / `Binarised(ELBO())` | - |
+| two-level lossless coder | `Diagonal` on maps | `LogisticMixture` | `Autoencoder(...)` | `ELBO()` | - |
+| VampPrior | `Diagonal` | any | `VampPrior(encoder, 500)` | `ELBO()` | - |
+"""
+
+from expost.papers.dai2019 import models as dai2019
+
+from expost.papers.ghosh2020 import models as ghosh2020
+
+from expost.papers import classics as others
+
+from expost.papers.yu2020 import models as yu2020
+from expost.runs.experiment import BUDGETS, Experiment, Recipe, Task, find
+
+RECIPES: dict[str, Recipe] = {r.name: r for r in (*others.RECIPES, *yu2020.RECIPES, *dai2019.RECIPES, *ghosh2020.RECIPES)}
+
+__all__ = ["BUDGETS", "RECIPES", "Experiment", "Recipe", "Run", "Task", "find", "load_run", "plan", "train_run"]
+
+from expost.runs.run import Run, load_run, plan, train_run  # noqa: E402 - they look recipes up in RECIPES

@@ -1,5 +1,0 @@
-"""The lock of a run's folder, as sweeps use it: see :mod:`expost.locks`."""
-
-from expost.locks import NAME, Locked, hold, holder
-
-__all__ = ["NAME", "Locked", "hold", "holder"]
