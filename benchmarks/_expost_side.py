@@ -24,13 +24,13 @@ from _gate import Gate
 from expost.autoencoder import Autoencoder, evaluating
 from expost.conditional import Conditional
 from expost.density.normal import StandardNormal
-from expost.heads import Diagonal, Gaussian
-from expost.train.history import History
 from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
+from expost.heads import Diagonal, Gaussian
 from expost.objectives.base import Loss, Objective
 from expost.objectives.elbo import ELBO
 from expost.seeds import seeded
 from expost.tensors import unit
+from expost.train.history import History
 from expost.train.settings import Training
 
 CONSTANT = 784 / 2 * math.log(2 * math.pi)

@@ -29,10 +29,10 @@ from torch import Tensor
 
 import expost.report
 from expost import data
-from expost.train.folder import RunFolder
 from expost.cli import main
-from expost.runs.run import load_run
 from expost.results import Table
+from expost.runs.run import load_run
+from expost.train.folder import RunFolder
 
 RECIPE = "ghosh2020/vae"
 COLUMNS = {"sorted folder": ("sorted", 0), "shuffled": ("shuffled", 0), "shuffled, seed 1": ("shuffled", 1)}

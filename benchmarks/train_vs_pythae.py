@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from expost.data import load
-from expost.evaluate.features.classifier import classifier_extractor
 from expost.evaluate.features.base import extract
+from expost.evaluate.features.classifier import classifier_extractor
 from expost.evaluate.metrics.frechet import frechet_distance
 from expost.seeds import permutation, seed_from
 

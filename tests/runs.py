@@ -18,12 +18,14 @@ import expost
 from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO, RAE, Adversarial, Clipped, Loss, Objective
-from expost.papers import RECIPES, find, plan
+from expost.runs import find, plan, recipes
 from expost.runs.run import prepare_prior
-from expost.train.schedules import Plateau
 from expost.seeds import seeded
+from expost.train.schedules import Plateau
 from expost.train.settings import Training
 from toys import convolutional, model, pictures, vectors
+
+RECIPES = recipes()
 
 
 def critic() -> nn.Module:

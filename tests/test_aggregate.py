@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, MultivariateNormal, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from expost.posterior.aggregate import AggregatePosterior, Responsibilities, mutual_information
 from expost.distributions import Dirac
+from expost.posterior.aggregate import AggregatePosterior, Responsibilities, mutual_information
 from expost.posterior.entropy import mixture_entropy
 from expost.posterior.kernel import NATS, Diagonal, blocks, kernel_of
 

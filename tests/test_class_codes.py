@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.diagnose.classes.distances import class_codes, prior_reach
 from expost.diagnose.classes.classify import prior_codes
+from expost.diagnose.classes.distances import class_codes, prior_reach
 
 
 def clusters(n: int = 600, k: int = 4, d: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ from torch import Tensor
 from expost.evaluate.features.base import classifier_training
 from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor
 from expost.evaluate.features.classifier_training import Training, _may_have_risen
+from expost.seeds import seeded
 from expost.system.files import load_tensors, save_tensors
 from expost.system.progress import speaking
-from expost.seeds import seeded
 
 #: 100 images in batches of 15: 90 are trained on, 10 held out, 12 steps.
 SMALL = Recipe(epochs=2, batch=15, width=4, dim=8, shift=1)

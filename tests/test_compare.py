@@ -15,10 +15,10 @@ import torch
 from expost.cli import main
 from expost.evaluate.comparison import compare, image_set
 from expost.evaluate.features.base import Pixels, Wrapped, extract
-from expost.evaluate.metrics.frechet import frechet_distance
 from expost.evaluate.features.sets import ArraySet, FolderSet
-from expost.system.files import NotKept
+from expost.evaluate.metrics.frechet import frechet_distance
 from expost.report import grid, save_picture
+from expost.system.files import NotKept
 from toys import pictures
 
 

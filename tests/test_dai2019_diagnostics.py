@@ -15,11 +15,6 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.diagnose.codes.variances import encoder_variances, posterior_variances, summarise_variances
-from expost.papers.dai2019.jacobian import decoder_gram, decoder_jacobian, jacobian_identity
-from expost.papers.dai2019.manifold import gaussian_ring, learned_variance, linear_cost, manifold_check, manifold_data, optimal_linear_vae
-from expost.papers.dai2019.noise import noise_correlation, noise_directions, spearman
-from expost.papers.dai2019.spectra import latent_spectra, singular_spectrum, squared_mmd
-from expost.papers.dai2019.variance import decoder_variance, optimal_variance, variance_trace
 from expost.divergences import mmd
 from expost.objectives import ELBO
 from expost.papers.dai2019 import claims as measures
@@ -33,12 +28,17 @@ from expost.papers.dai2019.figures import (
     reconstructions,
     sample_figure,
 )  # fmt: skip
-from expost.runs.lab import Lab
-from expost.results import Series
-from expost.train.second_stage import SecondStage
-from expost.train.settings import Training
+from expost.papers.dai2019.jacobian import decoder_gram, decoder_jacobian, jacobian_identity
+from expost.papers.dai2019.manifold import gaussian_ring, learned_variance, linear_cost, manifold_check, manifold_data, optimal_linear_vae
+from expost.papers.dai2019.noise import noise_correlation, noise_directions, spearman
+from expost.papers.dai2019.spectra import latent_spectra, singular_spectrum, squared_mmd
+from expost.papers.dai2019.variance import decoder_variance, optimal_variance, variance_trace
 from expost.papers.yu2020.demonstrations.linear import exact_elbo, linear_model
 from expost.papers.yu2020.demonstrations.variance import linear_optimum
+from expost.results import Series
+from expost.runs.lab import Lab
+from expost.train.second_stage import SecondStage
+from expost.train.settings import Training
 from toys import convolutional, linear, model, pictures, vectors
 
 

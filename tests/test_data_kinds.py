@@ -19,10 +19,12 @@ from expost.cli import main
 from expost.data import Dataset, Split, load
 from expost.density import GMM, KDE, Flow, FullGaussian
 from expost.objectives import ELBO, RAE
-from expost.papers import RECIPES, find, plan
+from expost.runs import find, plan, recipes
 from expost.tensors import as_data
 from expost.train.settings import Training
 from toys import convolutional, model, pictures, vectors
+
+RECIPES = recipes()
 
 SMOKE = ["--budget", "smoke", "--device", "cpu", "--set", "training.steps=3"]
 FEW = Training(steps=3, batch_size=8)

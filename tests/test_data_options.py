@@ -14,7 +14,7 @@ from expost.cli import main
 from expost.cli.commands import COMMANDS
 from expost.cli.options import DataOptions, as_options
 from expost.data import load
-from expost.papers import load_run
+from expost.runs import load_run
 from expost.runs.origin import arguments
 
 SMOKE = ["--budget", "smoke", "--device", "cpu", "--set", "training.steps=3", "--set", "latent=2"]

@@ -12,10 +12,10 @@ import expost
 from expost import data
 from expost.cli import main
 from expost.cli.commands import COMMANDS
-from expost.system.devices import choose_device
 from expost.evaluate.features.base import Pixels, RandomNetwork, extract
 from expost.runs.lab import Lab
 from expost.runs.run import load_run
+from expost.system.devices import choose_device
 from expost.train.settings import Training
 from toys import model, pictures, vectors
 

@@ -15,7 +15,7 @@ import torch
 
 import expost
 from expost import heads
-from expost.papers import load_run
+from expost.runs import load_run
 from expost.train.settings import Training
 from runs import SHARED, deterministic, summary
 from toys import bits, model, same, vectors

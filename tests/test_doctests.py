@@ -21,6 +21,7 @@ def test_examples(name: str) -> None:
 
 def test_there_are_examples() -> None:
     attempted = sum(
-        doctest.testmod(importlib.import_module(name)).attempted for name in ("expost.data.toy", "expost.data.loading", "expost.papers.yu2020.demonstrations")
+        doctest.testmod(importlib.import_module(name)).attempted
+        for name in ("expost.data.toy", "expost.data.loading", "expost.papers.yu2020.demonstrations")
     )
     assert attempted >= 3

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expost.evaluate.features.base import inception as inception_module
-from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor, default_extractor
 from expost.evaluate.controls import ceiling, controls, floor, shuffle_pixels
 from expost.evaluate.features.base import Extractor, Pixels, RandomNetwork, Wrapped, cached_features, extract, images
-from expost.evaluate.metrics.frechet import frechet_distance
+from expost.evaluate.features.base import inception as inception_module
+from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor, default_extractor
 from expost.evaluate.features.inception import Inception2015, InceptionNetwork, resize_tf1
 from expost.evaluate.features.networks import SmallConvNet
+from expost.evaluate.metrics.frechet import frechet_distance
 from expost.system.hashes import content_hash
 
 Split = tuple[Tensor, Tensor]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from expost.nets import BOZKURT_HIDDEN
-from expost.papers.bozkurt2018 import figures
-from expost.papers.bozkurt2018 import claims as measures
 from expost.papers.bozkurt2018 import architectures as sweep
+from expost.papers.bozkurt2018 import claims as measures
+from expost.papers.bozkurt2018 import figures
+from expost.papers.bozkurt2018.nets import BOZKURT_HIDDEN
 from expost.runs.lab import Lab
 from expost.runs.run import plan
 

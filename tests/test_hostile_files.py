@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from expost.adapt import Origin, wrap
-from expost.train.folder import RunFolder
 from expost.cli import main, sentence
 from expost.data import load
-from expost.system.files import NotKept
-from expost.system.locks import Locked, hold
 from expost.runs.run import load_model, plan, train_run
 from expost.runs.wrapped import save_wrapped
+from expost.system.files import NotKept
+from expost.system.locks import Locked, hold
+from expost.train.folder import RunFolder
 from test_files import small_disk
 
 

@@ -17,9 +17,8 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
 from expost.distributions import Marginal
-from expost.evaluate.likelihood.importance import streaming
 from expost.evaluate.likelihood.annealed import annealed_bound
-from expost.evaluate.likelihood.importance import importance_bound, log_likelihood
+from expost.evaluate.likelihood.importance import importance_bound, log_likelihood, streaming
 from expost.evaluate.likelihood.streaming import BLOCK, Running
 from expost.evaluate.likelihood.surgery import elbo_surgery
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
@@ -307,9 +306,9 @@ def test_memory_does_not_grow_with_k(monkeypatch) -> None:
 
 def test_the_command(tmp_path, capsys) -> None:
     """On a small trained run: prints all three parts and keeps them in the run folder."""
-    from expost.train.folder import RunFolder
     from expost.cli import main
     from expost.cli.likelihood import Likelihood
+    from expost.train.folder import RunFolder
 
     folder = tmp_path / "vae"
     train = ["train", "ghosh2020/vae", "--data", "digits", "--budget", "smoke", "--device", "cpu", "--set", "training.steps=20"]

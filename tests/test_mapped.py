@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import expost
-from expost.train.fit import fit as train
 from expost.data import load, mapped
 from expost.objectives import ELBO
+from expost.train.fit import fit as train
 from expost.train.settings import Training
 from toys import convolutional
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from expost.diagnose.codes.mismatch import c2st, mmd
-from expost.statistics.kmeans import lloyd
 from expost.evaluate.metrics.fld import feature_likelihood
 from expost.evaluate.metrics.frechet import FeatureStats, extrapolated, frechet_distance
 from expost.evaluate.metrics.kid import kernel_distance
 from expost.evaluate.metrics.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.metrics.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.metrics.prd import prd
-from expost.statistics.neighbours import nearest
 from expost.seeds import generator
+from expost.statistics.kmeans import lloyd
+from expost.statistics.neighbours import nearest
 
 Sets = tuple[Tensor, Tensor, Tensor]
 

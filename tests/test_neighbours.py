@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.statistics import neighbours as module
 from expost.evaluate.metrics import neighbours
 from expost.evaluate.metrics.neighbours import RealNeighbours, neighbour_panel
-from expost.system.files import load_tensors, save_tensors
+from expost.statistics import neighbours as module
 from expost.statistics.neighbours import Neighbours, nearest, pair_distances
+from expost.system.files import load_tensors, save_tensors
 
 TINY = 1 << 19
 NAMES = ("precision", "recall", "density", "coverage")

@@ -12,11 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expost import nets
-from expost.fast import gemm
-from expost.fast import layers
-from expost.papers.dai2019.residual import Residual
+from expost.fast import gemm, layers
 from expost.nets.shapes import Crop, Maps, Pad, Rows
+from expost.papers.bozkurt2018 import nets as bozkurt_nets
+from expost.papers.dai2019 import nets as dai_nets
+from expost.papers.dai2019 import residual as residual_nets
+from expost.papers.dai2019.residual import Residual
+from expost.papers.ghosh2020 import nets as ghosh_nets
+from expost.papers.manoj2018 import nets as manoj_nets
+from expost.papers.yu2020 import nets as yu_nets
+from expost.papers.yu2020 import squeezed as squeezed_nets
 from expost.seeds import seeded
+from expost.train.second_stage import SkipToEnd
 
 MNIST, PADDED, CIFAR, CELEBA = (1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64)
 Build = Callable[[], nn.Module]
@@ -40,17 +47,17 @@ LOG_GAMMA = 1  # a scalar parameter of the Gaussian head; weights, biases, BN sc
 @pytest.mark.parametrize(("shape", "expected"), [(MNIST, 13_331_586), (CIFAR, 17_273_604), (CELEBA, 67_678_980)])
 def test_neutral_net_of_dai_has_the_papers_size(shape: tuple[int, int, int], expected: int) -> None:
     """Latent 64, both heads as one linear layer of 128 outputs, one log γ. u and v of the spectral norm are buffers, not parameters."""
-    encoder = lean(lambda: nets.dai_encoder(shape, 2 * 64, spectral=False))
-    decoder = lean(lambda: nets.dai_decoder(64, shape, shape[0]))
+    encoder = lean(lambda: dai_nets.dai_encoder(shape, 2 * 64, spectral=False))
+    decoder = lean(lambda: dai_nets.dai_decoder(64, shape, shape[0]))
     assert count(encoder, decoder) + LOG_GAMMA == expected
 
 
 def test_spectral_norm_adds_no_parameters() -> None:
-    assert count(nets.dai_encoder((1, 8, 8), 4, spectral=True)) == count(nets.dai_encoder((1, 8, 8), 4, spectral=False))
+    assert count(dai_nets.dai_encoder((1, 8, 8), 4, spectral=True)) == count(dai_nets.dai_encoder((1, 8, 8), 4, spectral=False))
 
 
 def test_second_stage_of_dai_has_the_papers_size() -> None:
-    encoder, decoder = lean(lambda: nets.dai_second_encoder(64, 2 * 64)), lean(lambda: nets.dai_second_decoder(64, 64))
+    encoder, decoder = lean(lambda: SkipToEnd(64, 2 * 64, (1024,) * 3)), lean(lambda: SkipToEnd(64, 64, (1024,) * 3))
     # 64->1024, 2 x 1024->1024, (1024+64)->128 | the same with ->64 at the end | log γ
     trunk = 64 * 1024 + 1024 + 2 * (1024 * 1024 + 1024)
     assert count(encoder) == trunk + (1024 + 64) * 128 + 128
@@ -60,13 +67,16 @@ def test_second_stage_of_dai_has_the_papers_size() -> None:
 @pytest.mark.parametrize(("shape", "latent", "expected"), [(PADDED, 16, 22_689_681), (CIFAR, 128, 30_500_867)])
 def test_nets_of_ghosh_have_the_papers_size(shape: tuple[int, int, int], latent: int, expected: int) -> None:
     """A deterministic encoder (out = d), γ fixed: nothing but the nets; the moving averages of BN are buffers and not counted."""
-    encoder, decoder = lean(lambda: nets.ghosh_encoder(shape, latent)), lean(lambda: nets.ghosh_decoder(latent, shape, shape[0]))
+    encoder, decoder = (
+        lean(lambda: ghosh_nets.ghosh_encoder(shape, latent)),
+        lean(lambda: ghosh_nets.ghosh_decoder(latent, shape, shape[0])),
+    )
     assert count(encoder, decoder) == expected
 
 
 def test_celeba_nets_of_ghosh_have_the_papers_size() -> None:
-    encoder = lean(lambda: nets.ghosh_celeba_encoder(CELEBA, 64))
-    decoder = lean(lambda: nets.ghosh_celeba_decoder(64, CELEBA, 3))
+    encoder = lean(lambda: ghosh_nets.ghosh_celeba_encoder(CELEBA, 64))
+    decoder = lean(lambda: ghosh_nets.ghosh_celeba_decoder(64, CELEBA, 3))
     assert count(encoder, decoder) == 39_742_531
 
 
@@ -95,9 +105,11 @@ BOZKURT_DECODERS = {
 
 
 def test_the_twenty_decoders_of_bozkurt() -> None:
-    found = {tuple(reversed(h)): count(lean(lambda h=h: nets.bozkurt_decoder(50, MNIST, 1, h))) for h in nets.BOZKURT_HIDDEN}
+    found = {
+        tuple(reversed(h)): count(lean(lambda h=h: bozkurt_nets.bozkurt_decoder(50, MNIST, 1, h))) for h in bozkurt_nets.BOZKURT_HIDDEN
+    }
     assert found == BOZKURT_DECODERS
-    widths = [m.out_features for m in nets.bozkurt_encoder(MNIST, 100, (400, 200, 100)).modules() if isinstance(m, nn.Linear)]
+    widths = [m.out_features for m in bozkurt_nets.bozkurt_encoder(MNIST, 100, (400, 200, 100)).modules() if isinstance(m, nn.Linear)]
     assert widths == [400, 200, 100, 100]
 
 
@@ -105,7 +117,7 @@ def test_nets_of_yu_have_the_papers_size() -> None:
     """v and b of six layers of 1024 that see 2, 1026, ... inputs, one linear layer of 4 that sees 6146; one g per output."""
     hidden = sum((2 + 1024 * i) * 1024 + 1024 + 1024 for i in range(6))
     assert hidden + (2 + 6 * 1024) * 4 + 4 + 4 == 15_777_808
-    assert count(nets.yu_encoder(2, 4)) == count(nets.yu_decoder(2, 4)) == 15_777_808
+    assert count(yu_nets.yu_encoder(2, 4)) == count(yu_nets.yu_decoder(2, 4)) == 15_777_808
 
 
 def test_small_pair_is_small() -> None:
@@ -115,38 +127,43 @@ def test_small_pair_is_small() -> None:
 # ------------------------------------------------------------------------------------------------------ shapes and learning
 
 PAIRS: dict[str, tuple[Build, Build, tuple[int, ...], int]] = {  # encoder, decoder, shape of x, channels of the decoder's maps
-    "bozkurt": (lambda: nets.bozkurt_encoder(MNIST, 8), lambda: nets.bozkurt_decoder(8, MNIST, 1), MNIST, 1),
-    "bozkurt linear": (lambda: nets.bozkurt_encoder(CIFAR, 8, ()), lambda: nets.bozkurt_decoder(8, CIFAR, 6, ()), CIFAR, 6),
-    "dai 28": (lambda: nets.dai_encoder(MNIST, 8), lambda: nets.dai_decoder(8, MNIST, 1), MNIST, 1),
-    "dai 32": (lambda: nets.dai_encoder(CIFAR, 8), lambda: nets.dai_decoder(8, CIFAR, 6), CIFAR, 6),
+    "bozkurt": (lambda: bozkurt_nets.bozkurt_encoder(MNIST, 8), lambda: bozkurt_nets.bozkurt_decoder(8, MNIST, 1), MNIST, 1),
+    "bozkurt linear": (lambda: bozkurt_nets.bozkurt_encoder(CIFAR, 8, ()), lambda: bozkurt_nets.bozkurt_decoder(8, CIFAR, 6, ()), CIFAR, 6),
+    "dai 28": (lambda: dai_nets.dai_encoder(MNIST, 8), lambda: dai_nets.dai_decoder(8, MNIST, 1), MNIST, 1),
+    "dai 32": (lambda: dai_nets.dai_encoder(CIFAR, 8), lambda: dai_nets.dai_decoder(8, CIFAR, 6), CIFAR, 6),
     "residual 32": (
-        lambda: nets.dai_residual_encoder(PADDED, 8, base=4),
-        lambda: nets.dai_residual_decoder(8, PADDED, 1, base=4),
+        lambda: residual_nets.dai_residual_encoder(PADDED, 8, base=4),
+        lambda: residual_nets.dai_residual_decoder(8, PADDED, 1, base=4),
         PADDED,
         1,
     ),
     "residual 64, code": (
-        lambda: nets.dai_residual_encoder(CELEBA, 8, base=4, blocks=1, pool="mean"),
-        lambda: nets.dai_residual_decoder(8, CELEBA, 3, base=4, blocks=1),
+        lambda: residual_nets.dai_residual_encoder(CELEBA, 8, base=4, blocks=1, pool="mean"),
+        lambda: residual_nets.dai_residual_decoder(8, CELEBA, 3, base=4, blocks=1),
         CELEBA,
         3,
     ),
-    "wae": (lambda: nets.dai_wae_encoder((3, 16, 16), 8), lambda: nets.dai_wae_decoder(8, (3, 16, 16), 3), (3, 16, 16), 3),
-    "ghosh": (lambda: nets.ghosh_encoder(PADDED, 8, width=8), lambda: nets.ghosh_decoder(8, PADDED, 1, width=8), PADDED, 1),
+    "wae": (
+        lambda: residual_nets.dai_wae_encoder((3, 16, 16), 8),
+        lambda: residual_nets.dai_wae_decoder(8, (3, 16, 16), 3),
+        (3, 16, 16),
+        3,
+    ),
+    "ghosh": (lambda: ghosh_nets.ghosh_encoder(PADDED, 8, width=8), lambda: ghosh_nets.ghosh_decoder(8, PADDED, 1, width=8), PADDED, 1),
     "ghosh sn": (
-        lambda: nets.ghosh_encoder(CIFAR, 8, width=8, spectral=True),
-        lambda: nets.ghosh_decoder(8, CIFAR, 6, width=8, spectral=True),
+        lambda: ghosh_nets.ghosh_encoder(CIFAR, 8, width=8, spectral=True),
+        lambda: ghosh_nets.ghosh_decoder(8, CIFAR, 6, width=8, spectral=True),
         CIFAR,
         6,
     ),
     "ghosh celeba": (
-        lambda: nets.ghosh_celeba_encoder(CELEBA, 8, width=8),
-        lambda: nets.ghosh_celeba_decoder(8, CELEBA, 3, width=8, spectral=True),
+        lambda: ghosh_nets.ghosh_celeba_encoder(CELEBA, 8, width=8),
+        lambda: ghosh_nets.ghosh_celeba_decoder(8, CELEBA, 3, width=8, spectral=True),
         CELEBA,
         3,
     ),
-    "manoj": (lambda: nets.manoj_encoder(MNIST, 8), lambda: nets.manoj_decoder(8, MNIST, 1), MNIST, 1),
-    "manoj fc": (lambda: nets.manoj_fc_encoder(MNIST, 8), lambda: nets.manoj_fc_decoder(8, MNIST, 1), MNIST, 1),
+    "manoj": (lambda: manoj_nets.manoj_encoder(MNIST, 8), lambda: manoj_nets.manoj_decoder(8, MNIST, 1), MNIST, 1),
+    "manoj fc": (lambda: manoj_nets.manoj_fc_encoder(MNIST, 8), lambda: manoj_nets.manoj_fc_decoder(8, MNIST, 1), MNIST, 1),
     "small digits": (lambda: nets.small_encoder((1, 8, 8), 8), lambda: nets.small_decoder(8, (1, 8, 8), 1), (1, 8, 8), 1),
     "small 28": (lambda: nets.small_encoder(MNIST, 8), lambda: nets.small_decoder(8, MNIST, 2), MNIST, 2),
     "small 32": (lambda: nets.small_encoder(CIFAR, 8), lambda: nets.small_decoder(8, CIFAR, 6), CIFAR, 6),
@@ -177,8 +194,8 @@ def test_pair_has_the_right_shapes_and_every_parameter_learns(name: str) -> None
 @pytest.mark.parametrize("maps", [False, True])
 def test_squeezed_pair_has_the_right_shapes_and_learns(maps: bool) -> None:
     shape = (3, 16, 8)
-    encoder = nets.squeezed_encoder(shape, 6, 8, maps=maps)
-    decoder = nets.squeezed_decoder(6, shape, 5, 8, maps=maps)
+    encoder = squeezed_nets.squeezed_encoder(shape, 6, 8, maps=maps)
+    decoder = squeezed_nets.squeezed_decoder(6, shape, 5, 8, maps=maps)
     optimiser = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], 1e-2)
     before = [p.clone() for p in (*encoder.parameters(), *decoder.parameters())]
     for _ in range(2):  # a block's second convolution starts at zero, so its first one learns from the second step on
@@ -194,12 +211,12 @@ def test_squeezed_pair_has_the_right_shapes_and_learns(maps: bool) -> None:
 
 
 def test_squeezed_blocks_start_as_the_identity_and_images_do_not_touch() -> None:
-    encoder = nets.squeezed_encoder((1, 8, 8), 4, 4)
+    encoder = squeezed_nets.squeezed_encoder((1, 8, 8), 4, 4)
     x = torch.rand(3, 1, 8, 8)
     assert torch.allclose(encoder(x)[:1], encoder(x[:1]), atol=1e-6)
-    outer = nets.maps_encoder((2, 4, 4), 6, 8)
+    outer = squeezed_nets.maps_encoder((2, 4, 4), 6, 8)
     assert outer(torch.rand(3, 2, 4, 4)).shape == (3, 6)
-    assert nets.maps_decoder(6, (2, 4, 4), 4, 8)(torch.rand(3, 6)).shape == (3, 4, 4, 4)
+    assert squeezed_nets.maps_decoder(6, (2, 4, 4), 4, 8)(torch.rand(3, 6)).shape == (3, 4, 4, 4)
 
 
 @pytest.mark.parametrize("size", range(8, 65, 7))
@@ -211,14 +228,14 @@ def test_small_pair_takes_every_size(size: int) -> None:
 
 def test_vector_nets() -> None:
     z = torch.randn(5, 6)
-    assert nets.dai_second_encoder(6, 12, (16, 16))(z).shape == (5, 12)
-    assert nets.dai_second_decoder(6, 7, (16,))(z).shape == (5, 7)
-    assert nets.yu_encoder(6, 4, growth=8, depth=2)(z).shape == (5, 4)
-    assert nets.yu_decoder(6, 3, growth=8, depth=0)(z).shape == (5, 3)
+    assert SkipToEnd(6, 12, (16, 16))(z).shape == (5, 12)
+    assert SkipToEnd(6, 7, (16,))(z).shape == (5, 7)
+    assert yu_nets.yu_encoder(6, 4, growth=8, depth=2)(z).shape == (5, 4)
+    assert yu_nets.yu_decoder(6, 3, growth=8, depth=0)(z).shape == (5, 3)
 
 
 def test_second_stage_sees_its_input_twice() -> None:
-    net: Any = nets.dai_second_encoder(3, 2, (8,))
+    net: Any = SkipToEnd(3, 2, (8,))
     with torch.no_grad():
         net.hidden[0][0].weight.zero_()
         net.hidden[0][0].bias.zero_()
@@ -227,27 +244,27 @@ def test_second_stage_sees_its_input_twice() -> None:
 
 
 def test_a_net_of_the_paper_sizes_its_layers_as_the_paper() -> None:
-    decoder = lean(lambda: nets.dai_residual_decoder(64, CELEBA, 3))
+    decoder = lean(lambda: residual_nets.dai_residual_decoder(64, CELEBA, 3))
     assert decoder[0].out_features == 4096  # type: ignore[index]
-    decoder = lean(lambda: nets.dai_residual_decoder(64, CIFAR, 3))
+    decoder = lean(lambda: residual_nets.dai_residual_decoder(64, CIFAR, 3))
     assert decoder[0].out_features == 2048  # type: ignore[index]
-    encoder = lean(lambda: nets.dai_residual_encoder(CELEBA, 128))
+    encoder = lean(lambda: residual_nets.dai_residual_encoder(CELEBA, 128))
     assert [m.shortcut.in_features for m in encoder if isinstance(m, Residual) and isinstance(m.shortcut, nn.Linear)] == [8192, 512]  # type: ignore[union-attr, attr-defined]
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nets.ghosh_encoder(MNIST, 16), r"multiples of 16, not 28x28: .*pad_to=32"),
-        (lambda: nets.dai_residual_decoder(8, MNIST, 1), r"power of two, not 28x28: .*pad_to=32"),
-        (lambda: nets.dai_encoder((1, 30, 30), 8), r"pad_to=32"),
-        (lambda: nets.manoj_encoder((1, 8, 8), 8), r"size=16.*network=small"),
+        (lambda: ghosh_nets.ghosh_encoder(MNIST, 16), r"multiples of 16, not 28x28: .*pad_to=32"),
+        (lambda: residual_nets.dai_residual_decoder(8, MNIST, 1), r"power of two, not 28x28: .*pad_to=32"),
+        (lambda: dai_nets.dai_encoder((1, 30, 30), 8), r"pad_to=32"),
+        (lambda: manoj_nets.manoj_encoder((1, 8, 8), 8), r"size=16.*network=small"),
         (lambda: nets.small_encoder((1, 4, 4), 8), r"at least 8"),
-        (lambda: nets.squeezed_encoder((1, 30, 30), 8), r"multiples of 4, not 30x30: pad the images to 32x32 \(pad_to=32\)"),
+        (lambda: squeezed_nets.squeezed_encoder((1, 30, 30), 8), r"multiples of 4, not 30x30: pad the images to 32x32 \(pad_to=32\)"),
         (lambda: nets.small_encoder((28, 28), 8), r"channels, height, width"),
         (lambda: nets.mlp_decoder(8, MNIST, 0), r"at least 1 output"),
         (lambda: nets.mlp([3]), r"input and an output"),
-        (lambda: nets.dai_residual_encoder(CIFAR, 8, pool="max"), r"'flatten'"),  # type: ignore[arg-type]
+        (lambda: residual_nets.dai_residual_encoder(CIFAR, 8, pool="max"), r"'flatten'"),  # type: ignore[arg-type]
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_remedy(build: Build, message: str) -> None:
@@ -257,8 +274,8 @@ def test_sizes_that_do_not_fit_are_refused_with_the_remedy(build: Build, message
 
 def test_initial_values_follow_the_papers() -> None:
     with seeded("init"):
-        dai: Any = nets.dai_encoder(MNIST, 128, spectral=False)
-        ghosh: Any = nets.ghosh_decoder(16, (1, 16, 16), 1)
+        dai: Any = dai_nets.dai_encoder(MNIST, 128, spectral=False)
+        ghosh: Any = ghosh_nets.ghosh_decoder(16, (1, 16, 16), 1)
     conv, linear = dai[2].weight, dai[6].weight
     assert conv.abs().max() <= 0.04  # truncated at two standard deviations
     assert linear.std().item() == pytest.approx(0.02, rel=0.01)
@@ -555,7 +572,7 @@ def test_spectral_norm_reaches_one() -> None:
 def test_spectral_state_is_saved_and_evaluation_stands_still() -> None:
     def build(seed: int) -> nn.Module:
         with seeded("sn", seed):
-            return nets.ghosh_decoder(4, (1, 8, 8), 1, width=4, spectral=True)
+            return ghosh_nets.ghosh_decoder(4, (1, 8, 8), 1, width=4, spectral=True)
 
     a, again, other = build(0), build(0), build(1)
     z = torch.randn(3, 4)

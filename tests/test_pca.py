@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.features.base import Pixels, extract
-from expost.evaluate.metrics.frechet import frechet_distance
 from expost.evaluate.features.pca import PCAFeatures
+from expost.evaluate.metrics.frechet import frechet_distance
 from expost.seeds import generator
 
 

@@ -14,10 +14,10 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.data import toy
 from expost.density import StandardNormal
+from expost.papers.published import published
+from expost.papers.yu2020.plane import DENSITIES, plane_table, reached
 from expost.papers.yu2020.plane_maps import colours, density_map, grid_likelihood, latent_map
 from expost.runs.lab import Lab
-from expost.papers.yu2020.plane import DENSITIES, plane_table, reached
-from expost.papers.published import published
 
 
 class Scaled(nn.Module):

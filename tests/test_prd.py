@@ -12,8 +12,8 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from expost.statistics.kmeans import lloyd
 from expost.evaluate.metrics.prd import f_beta, prd, prd_from_histograms
+from expost.statistics.kmeans import lloyd
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prd.json").read_text())
 

@@ -12,8 +12,8 @@ from typing import TextIO
 
 import pytest
 
-from expost.system import progress
 from expost.cli import main
+from expost.system import progress
 from expost.system.progress import Bar, duration, say, speaking
 
 

@@ -12,12 +12,12 @@ from expost.density import GMM, FullGaussian
 from expost.evaluate import protocol
 from expost.evaluate.controls import scored as scored_part
 from expost.evaluate.features.base import Pixels, extract
-from expost.evaluate.metrics.frechet import frechet_distance
 from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
+from expost.evaluate.metrics.frechet import frechet_distance
 from expost.evaluate.protocol import INTERPOLATIONS, Scores, score
+from expost.papers.ghosh2020.mean_stage import MeanStage
 from expost.papers.quirks import Quirks
 from expost.system.files import write_signed
-from expost.papers.ghosh2020.mean_stage import MeanStage
 from expost.train.settings import Training
 from toys import convolutional, pictures
 
@@ -100,12 +100,12 @@ real = protocol.control_sets
 
 
 def test_quirks_change_the_numbers_and_are_named(tmp_path: Path) -> None:
-    plain, stretched = scored(tmp_path), scored(tmp_path, quirks=Quirks(stretch=True))
+    plain, stretched = scored(tmp_path), scored(tmp_path, treatment=Quirks(stretch=True))
     assert plain.values["samples prior"] != stretched.values["samples prior"]
     assert plain.values["control: training images"] == stretched.values["control: training images"]  # real images are untouched
     assert any(note.startswith("stretch: ") for note in stretched.notes)
     assert not any(note.startswith("stretch: ") for note in plain.notes)
-    sampled = scored(tmp_path, quirks=Quirks(stochastic_reconstruction=True))
+    sampled = scored(tmp_path, treatment=Quirks(stochastic_reconstruction=True))
     assert sampled.values["reconstruction"] != plain.values["reconstruction"]
     assert sampled.values["samples prior"] == plain.values["samples prior"]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import half_space_radius, isoperimetric_bound, radius_bounds, sector_radius
 from expost.diagnose.classes.classify import Classify, LatentClasses, outputs, prior_codes
+from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.diagnose.classes.masses import class_masses
 from expost.diagnose.classes.radius import ClassRadius, halved, segment_radius, smallest
-from expost.diagnose.classes.attack import attack_radius, refined_radius
-from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.papers.manoj2018.claims import sectors, voronoi
 from toys import model
 

@@ -11,14 +11,16 @@ import torch
 from expost import data
 from expost.cli import main
 from expost.objectives import ELBO, RAE, DecoderL2
-from expost.papers import BUDGETS, RECIPES, Task, find
 from expost.papers.citations import CITATIONS
+from expost.runs import BUDGETS, Task, find, recipes
 from expost.runs.networks import NETWORKS
 from expost.runs.overrides import apply, parse
 from expost.runs.run import load_run, plan, prepare_prior, train_run
-from expost.train.schedules import Cosine
 from expost.train.fit import fit
+from expost.train.schedules import Cosine
 from expost.train.settings import Training
+
+RECIPES = recipes()
 
 POINTS = "8gaussians"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from expost.runs.strips import Strips
 from expost.report import Section, colours, grid, save_panels, save_picture, write_page
 from expost.report.figures import strip_sections
 from expost.results import Table
+from expost.runs.strips import Strips
 
 
 def test_grid_places_every_image() -> None:

@@ -15,11 +15,13 @@ import time
 
 import pytest
 
-from expost.train.folder import RunFolder
+from expost.runs import recipes
 from expost.system.files import load_tensors
-from expost.papers import RECIPES
+from expost.train.folder import RunFolder
 from runs import EVERYTHING, child, everything, recipe_run
 from toys import bits, same
+
+RECIPES = recipes()
 
 
 @pytest.fixture(scope="module")

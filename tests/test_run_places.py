@@ -16,8 +16,8 @@ import torch
 from expost import heads
 from expost.cli import main
 from expost.density import FullGaussian, StandardNormal
+from expost.runs import load_run
 from expost.system.files import load_tensors, save_tensors
-from expost.papers import load_run
 from toys import model, pictures, vectors
 
 STEPS = ["--budget", "smoke", "--device", "cpu", "--set", "network=mlp", "--set", "latent=2", "--set", "training.steps=3"]

@@ -16,14 +16,14 @@ import torch
 
 import expost
 from expost import heads
-from expost.train.folder import RunFolder
 from expost.cli import main
 from expost.cli.commands import COMMANDS
 from expost.cli.options import OpensModel
-from expost.system.files import load_tensors
-from expost.papers import load_run, plan, train_run
+from expost.runs import load_run, plan, train_run
 from expost.runs.run import load_model
+from expost.system.files import load_tensors
 from expost.system.state import FailedRun, Note, Unfinished
+from expost.train.folder import RunFolder
 from expost.train.settings import Training
 from toys import model, vectors
 

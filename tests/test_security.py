@@ -20,15 +20,15 @@ import pytest
 import torch
 
 from expost.adapt import from_diffusers, wrap
-from expost.train.folder import RunFolder
-from expost.train.folder import _sum as checksum
 from expost.cli import main
 from expost.cli.commands import COMMANDS
 from expost.cli.options import OpensModel
 from expost.data import load
-from expost.system.files import load_tensors, save_tensors
 from expost.runs.lab import Lab
 from expost.runs.run import load_model, load_run
+from expost.system.files import load_tensors, save_tensors
+from expost.train.folder import RunFolder
+from expost.train.folder import _sum as checksum
 from test_adapt import KL, pythae_folder
 
 SOURCE = Path(importlib.import_module("expost").__file__ or "").parent

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.features.base import Pixels, RandomNetwork, Wrapped, extract
-from expost.evaluate.metrics.frechet import FeatureStats, frechet_distance
 from expost.evaluate.features.sets import ArraySet, FolderSet, Generated, ImageSet, InMemory, Mapped, set_features, set_statistics
+from expost.evaluate.metrics.frechet import FeatureStats, frechet_distance
 from toys import convolutional, model, pictures
 
 HERE = Path(__file__).parent

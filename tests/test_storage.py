@@ -21,29 +21,29 @@ PACKAGE = Path(expost.__file__).parent
 #: What is kept -> the module that makes it.
 MAKERS = {
     "controls": "evaluate.protocol",
-    "features": "evaluate.features",
-    "neighbours": "evaluate.suite",
+    "features": "evaluate.features.base",
+    "neighbours": "evaluate.metrics.suite",
     "moments": "evaluate.comparison",
-    "scores": "recipes.lab",
-    "grid likelihood": "recipes.plane",
-    "compression": "recipes.lossless",
-    "class radius": "recipes.radius_manoj2018",
+    "scores": "runs.lab",
+    "grid likelihood": "papers.yu2020.plane",
+    "compression": "papers.yu2020.lossless",
+    "class radius": "papers.manoj2018.spaces",
 }
 SCORED, LAB = {"controls", "scores"}, {"scores", "grid likelihood", "compression", "class radius"}
 #: A module that is broken -> what of this must be measured again, at least; and what must not.
 BROKEN = {
-    "diagnose.bounds": ({"class radius"}, {"controls", "features"}),
-    "diagnose.masses": ({"class radius"}, {"controls", "features"}),
+    "diagnose.classes.bounds": ({"class radius"}, {"controls", "features"}),
+    "diagnose.classes.masses": ({"class radius"}, {"controls", "features"}),
     "diagnose.optimal": (set(), {"controls", "features"}),
-    "posterior_kernel": (set(), {"controls", "features", "compression"}),
+    "posterior.kernel": (set(), {"controls", "features", "compression"}),
     "evaluate.protocol": (SCORED, {"features", "neighbours"}),
-    "evaluate.frechet": (SCORED, {"features"}),
-    "evaluate.networks": ({"features", "moments", *SCORED}, set()),
-    "search": ({"neighbours", *SCORED}, set()),
+    "evaluate.metrics.frechet": (SCORED, {"features"}),
+    "evaluate.features.networks": ({"features", "moments", *SCORED}, set()),
+    "statistics.neighbours": ({"neighbours", *SCORED}, set()),
     "codec.stack": ({"compression"}, {"controls", "features"}),
     "density.mixture": ({"scores", "compression"}, {"features"}),
     "objectives.elbo": (LAB, {"features"}),
-    "evaluate.plane": ({"grid likelihood"}, {"controls", "features"}),
+    "papers.yu2020.plane_maps": ({"grid likelihood"}, {"controls", "features"}),
     "seeds": (set(MAKERS) - {"features", "neighbours"}, set()),
     "autoencoder": (LAB | {"controls"}, {"neighbours"}),
 }
@@ -141,7 +141,11 @@ def test_a_broken_module_is_noticed_in_a_lab_that_was_filled_before(copied: Path
     first = run(2)
     assert [first.count(what) for what in ("said grid likelihood", "entropy", "E13 True", "other code 0")] == [1, 2, 1, 1]
 
-    points, plane, train = copied / "tutorial/points.py", copied / "evaluate/plane.py", copied / "train.py"
+    points, plane, train = (
+        copied / "papers/yu2020/demonstrations/points.py",
+        copied / "papers/yu2020/plane_maps.py",
+        copied / "train/fit.py",
+    )
     whole = {file: file.read_text() for file in (points, plane, train)}
     points.write_text(whole[points].replace("holds=", "holds=False and ", 1))
     wrong = "\n_right = grid_likelihood\ndef grid_likelihood(*a, **k):\n    g = _right(*a, **k)\n    return type(g)(g.name, g.nodes, 7.0, g.nll)\n"
@@ -202,5 +206,5 @@ def test_a_given_class_counts_with_its_code(tmp_path: Path) -> None:
         made({}, tmp_path / str(len(list(tmp_path.iterdir()))), code=code)
         return next(max(tmp_path.iterdir(), key=lambda p: int(p.name)).iterdir()).name
 
-    features, linear = (importlib.import_module(f"expost.{name}") for name in ("evaluate.features", "diagnose.linear"))
+    features, linear = (importlib.import_module(f"expost.{name}") for name in ("evaluate.features.base", "diagnose.codes.linear"))
     assert len({place(), place(features.Pixels), place(linear.LinearUnits)}) == 3

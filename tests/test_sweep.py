@@ -16,17 +16,16 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from expost.train.folder import RunFolder
 from expost.cli import main
-from expost.system.files import load_tensors
-from expost.train.history import History
-from expost.runs.sweep import lock
-from expost.runs.sweep import worker
-from expost.runs.sweep.batch import Outcome, run_jobs
-from expost.runs.sweep.pool import Local, Slurm
-from expost.runs.sweep.jobs import Job, ending, expand, parse_axis, state
 from expost.runs.lab import Lab
+from expost.runs.sweep import lock, worker
+from expost.runs.sweep.batch import Outcome, run_jobs
+from expost.runs.sweep.jobs import Job, ending, expand, parse_axis, state
+from expost.runs.sweep.pool import Local, Slurm
 from expost.runs.sweep.table import figures, seed_table, sweep_table, varying
+from expost.system.files import load_tensors
+from expost.train.folder import RunFolder
+from expost.train.history import History
 
 RECIPE = "ghosh2020/vae"
 SMALL = {"network": "mlp", "latent": 2, "training.steps": 4}

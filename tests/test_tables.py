@@ -9,11 +9,11 @@ import torch
 
 from expost.cli import main
 from expost.papers.claims import claims_of
-from expost.papers.ghosh2020.models import stage_spec
-from expost.runs.lab import Lab
-from expost.papers.reproduce import TARGETS, find_target
 from expost.papers.dai2019.table import ROWS
+from expost.papers.ghosh2020.models import stage_spec
 from expost.papers.ghosh2020.table import MODELS, ORDERINGS, SINGLE, Columns, measured, printed, rank_correlation, recall_rises
+from expost.papers.reproduce import TARGETS, find_target
+from expost.runs.lab import Lab
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import expost
 from expost import heads
 from expost.autoencoder import evaluating
-from expost.train.folder import RunFolder, split_prefix
-from expost.system.files import load_tensors
-from expost.train.history import History
 from expost.objectives import ELBO, RAE, WAE, Adversarial, Annealed, Clipped, Loss, Objective
+from expost.system.files import load_tensors
+from expost.train.fit import fit
+from expost.train.folder import RunFolder, split_prefix
+from expost.train.history import History
 from expost.train.schedules import Constant, Cosine, Halving, Milestones, Plateau
 from expost.train.second_stage import SecondStage
-from expost.train.fit import fit
 from expost.train.settings import Training, automatic_precision
 from runs import ENDLESS, Watched, critic
 from toys import bits, convolutional, model, pictures, same, vectors

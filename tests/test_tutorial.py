@@ -11,9 +11,6 @@ import pytest
 import torch
 
 from expost.papers.yu2020 import claims as measures
-from expost.runs.lab import Lab
-from expost.report.demonstrations import draw, save
-from expost.results import Curve
 from expost.papers.yu2020.demonstrations import DEMONSTRATIONS, Demonstration, Series
 from expost.papers.yu2020.demonstrations.channel import random_coding_error, simulated_error
 from expost.papers.yu2020.demonstrations.flow import diagonal_plateau, flow_loss, sigma_vae
@@ -21,6 +18,9 @@ from expost.papers.yu2020.demonstrations.importance import estimates
 from expost.papers.yu2020.demonstrations.linear import cubature, exact_elbo, linear_model
 from expost.papers.yu2020.demonstrations.points import copying_solution, ignoring_solution
 from expost.papers.yu2020.demonstrations.variance import bits_per_pixel, linear_optimum, quantised_bits
+from expost.report.demonstrations import draw, save
+from expost.results import Curve
+from expost.runs.lab import Lab
 
 
 @pytest.fixture(scope="module")

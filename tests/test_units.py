@@ -14,8 +14,8 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import FullGaussian, StandardNormal
-from expost.diagnose.codes.units import units
 from expost.diagnose.codes.linear import linear_units, spectrum
+from expost.diagnose.codes.units import units
 from oracles.test_linear_gaussian import exact_model, loadings, marginal
 from toys import bits, convolutional, linear, model, pictures, same, vectors
 

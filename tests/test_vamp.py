@@ -15,8 +15,8 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import NotFittedError, VampPrior, spec_of
 from expost.distributions import Dirac
-from expost.system.files import load_tensors, save_tensors
 from expost.heads import Head
+from expost.system.files import load_tensors, save_tensors
 
 
 def model(head: Head | None = None, k: int = 7) -> Autoencoder:

@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expost import adapt, codec, data, density, diagnose, evaluate, heads, nets, objectives, recipes, tutorial
+    from expost import adapt, codec, data, density, diagnose, evaluate, heads, nets, objectives, papers, runs
     from expost.autoencoder import Autoencoder
     from expost.conditional import Conditional
     from expost.density import GMM, KDE, Density, Flow, FullGaussian, StandardNormal, VampPrior
     from expost.objectives import ELBO, IWAE, RAE, WAE, Adversarial, ClassDistance, Loss, Objective
     from expost.results import Curve, Result, Table
     from expost.seeds import seeded
-    from expost.train.second_stage import SecondStage
     from expost.train.fit import fit
+    from expost.train.second_stage import SecondStage
     from expost.train.settings import Training
 
 _WHERE = {
@@ -27,11 +27,11 @@ _WHERE = {
     **dict.fromkeys(["ELBO", "IWAE", "RAE", "WAE", "Adversarial", "ClassDistance", "Loss", "Objective"], "objectives"),
     **dict.fromkeys(["Curve", "Result", "Table"], "results"),
     "seeded": "seeds",
-    "SecondStage": "stage",
-    "Training": "training",
-    "fit": "train",
+    "SecondStage": "train.second_stage",
+    "Training": "train.settings",
+    "fit": "train.fit",
 }
-_MODULES = ("adapt", "codec", "data", "density", "diagnose", "evaluate", "heads", "nets", "objectives", "recipes", "tutorial")
+_MODULES = ("adapt", "codec", "data", "density", "diagnose", "evaluate", "heads", "nets", "objectives", "papers", "runs")
 
 __all__ = ["__version__", *_WHERE, *_MODULES]
 __version__ = "0.1.0"

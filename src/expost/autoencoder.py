@@ -18,10 +18,10 @@ from torch.distributions import Distribution
 from expost.conditional import Conditional
 from expost.density.base import Codes, Density
 from expost.distributions import Marginal, point
+from expost.seeds import seeded
 from expost.system.hashes import content_hash
 from expost.system.memory import check_room
 from expost.system.progress import Bar
-from expost.seeds import seeded
 from expost.tensors import as_data, batches, check_levels, unit
 
 __all__ = ["Autoencoder", "check_weights", "evaluating", "remembering"]

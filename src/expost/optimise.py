@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from expost.system.progress import Bar
 from expost.seeds import permutation, seeded
+from expost.system.progress import Bar
 
 __all__ = ["Trace", "minimise"]
 

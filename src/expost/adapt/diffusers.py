@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from expost.adapt.interface import Likelihood
 from expost.adapt.modules import wrap
 from expost.autoencoder import Autoencoder
-from expost.train.folder import bounded, load_weights
+from expost.seeds import seeded
 from expost.system.files import read_json
 from expost.system.schema import Meta, convert
-from expost.seeds import seeded
+from expost.train.folder import bounded, load_weights
 
 __all__ = ["DiffusersConfig", "build_diffusers", "diffusers_config", "from_diffusers", "read_diffusers_config"]
 

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from expost.adapt.interface import Interface, Likelihood, Shape, fits
 from expost.adapt.modules import set_gamma, try_out
 from expost.autoencoder import Autoencoder
-from expost.train.folder import bounded, load_weights
 from expost.density import VampPrior
+from expost.seeds import some
 from expost.system.files import read_json
 from expost.system.schema import Meta, convert, printable
-from expost.seeds import some
+from expost.train.folder import bounded, load_weights
 
 __all__ = ["KINDS", "NETWORKS", "PythaeConfig", "build_pythae", "from_pythae", "read_config"]
 

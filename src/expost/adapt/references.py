@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from expost.adapt.modules import Method, halves
-from expost.train.folder import load_weights
 from expost.system.schema import printable
+from expost.train.folder import load_weights
 
 __all__ = ["allowed", "load_pair_weights", "module_of", "pair_of", "resolve"]
 

@@ -55,10 +55,10 @@ class Compress(OpensRun):
     def run(self) -> None:
         import time
 
-        from expost.train.folder import RunFolder
         from expost.codec import compress, general_purpose, negative_elbo, write_compressed
-        from expost.runs.run import as_prior, load_model
         from expost.results import Table
+        from expost.runs.run import as_prior, load_model
+        from expost.train.folder import RunFolder
 
         out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")
         check_free(out, self.force)
@@ -164,13 +164,13 @@ class Decompress(OpensModel):
 
         import numpy as np
 
-        from expost.train.folder import RunFolder
         from expost.codec import decompress
         from expost.codec.container import unpack
-        from expost.system.files import atomic
         from expost.runs.run import load_model
         from expost.runs.wrapped import code_options
+        from expost.system.files import atomic
         from expost.system.schema import printable
+        from expost.train.folder import RunFolder
 
         out = self.out or Path(f"{self.file.stem}.npz")
         if not self.file.is_file():

@@ -19,8 +19,8 @@ from expost.cli.torchrun import Shared
 from expost.cli.wrap import Wrap
 
 if TYPE_CHECKING:
-    from expost.train.history import History
     from expost.runs.run import Run
+    from expost.train.history import History
 
 __all__ = ["COMMANDS", "Failure"]
 
@@ -61,13 +61,13 @@ class List:
     def run(self) -> None:
         from expost.data import names
         from expost.density.spec import SPECS
-        from expost.papers import RECIPES
-        from expost.runs.networks import NETWORKS
         from expost.papers.reproduce import TARGETS
         from expost.results import Table
+        from expost.runs.experiment import recipes as rows
+        from expost.runs.networks import NETWORKS
 
         recipes = Table(("recipe", "what", "takes", "default data", "densities"), title="Recipes: expost train RECIPE")
-        for row in RECIPES.values():
+        for row in rows().values():
             recipes.add(row.name, row.summary, ", ".join(row.takes), row.data, " ".join(row.densities))
         sets = Table(
             ("data", "what", "source"),
@@ -116,13 +116,13 @@ class Train(DataOptions, Shared):
     """trackers, e.g. tensorboard wandb mlflow"""
 
     def shared(self, main: bool) -> None:
-        from expost.train.folder import RunFolder
+        from expost.runs.overrides import parse
+        from expost.runs.run import plan, train_run
         from expost.system.devices import choose_device
         from expost.system.identity import stable_repr
         from expost.system.locks import holder
-        from expost.runs.overrides import parse
-        from expost.runs.run import plan, train_run
         from expost.system.trackers import check_trackers
+        from expost.train.folder import RunFolder
 
         settings: dict[str, Any] = dict(parse(a) for a in self.set)
         if self.minutes is not None:
@@ -181,8 +181,8 @@ def _ended(history: History, at: str) -> str:
 
 def load(folder: Path, data: str | None, device: str | None, options: OpensRun, *, failed: bool = False) -> Run:
     """The run of a folder: the one way in which commands open it."""
-    from expost.system.devices import choose_device
     from expost.runs.run import load_run
+    from expost.system.devices import choose_device
 
     choose_device(device)  # before anything is read
     return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading(), failed=failed)
@@ -206,9 +206,9 @@ class Density(OpensRun):
     def run(self) -> None:
         import time
 
-        from expost.system.progress import Bar
         from expost.results import Table
         from expost.seeds import draw, some
+        from expost.system.progress import Bar
 
         run = load(self.folder, self.data, self.device, self)
         rows = draw(len(run.dataset.train.x), CODES, "density", "train", self.seed)
@@ -260,8 +260,8 @@ class Sample(OpensRun):
     def run(self) -> None:
         import numpy as np
 
-        from expost.system.files import atomic
         from expost.report import PICTURES, colours, grid, save_picture
+        from expost.system.files import atomic
 
         if self.out is None and self.grid is None:
             raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or both")
@@ -322,9 +322,9 @@ class Cite:
     """run folder"""
 
     def run(self) -> None:
-        from expost.train.folder import RunFolder
-        from expost.papers import find
         from expost.papers.citations import CITATIONS
+        from expost.runs.experiment import find
+        from expost.train.folder import RunFolder
 
         folder = RunFolder.existing(self.folder)
         recipe = folder.read_recipe()["recipe"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from expost.evaluate.features.choose import extractor_of
 from expost.papers.citations import CITATIONS
-from expost.runs.run import Run, plan, train_run
 from expost.report import Section, save_panels, write_page
 from expost.results import Table
+from expost.runs.run import Run, plan, train_run
 from expost.seeds import some
 
 __all__ = ["demo"]

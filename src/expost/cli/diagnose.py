@@ -52,11 +52,11 @@ class Diagnose(OpensRun):
         import time
 
         from expost.cli.commands import echo, load
-        from expost.system.files import keep, write_json
-        from expost.system.locks import writing
-        from expost.runs.diagnosis import diagnose_run
         from expost.report import Section, write_page
         from expost.report.figures import chart_sections, strip_sections
+        from expost.runs.diagnosis import diagnose_run
+        from expost.system.files import keep, write_json
+        from expost.system.locks import writing
 
         start = time.monotonic()
         out = self.out or self.folder / "diagnosis"

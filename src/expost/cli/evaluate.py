@@ -45,19 +45,19 @@ class Evaluate(OpensRun, Shared):
     def shared(self, main: bool) -> None:
         from expost.cli.commands import echo, load
         from expost.evaluate.features.choose import extractor_of
-        from expost.papers.quirks import Quirks
         from expost.evaluate.metrics.suite import check_groups
-        from expost.system.files import keep
-        from expost.system.locks import writing
+        from expost.papers.quirks import Quirks
         from expost.report import attempt, colours, save_panels
         from expost.seeds import some
+        from expost.system.files import keep
+        from expost.system.locks import writing
 
         groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
         run = load(self.folder, self.data, self.device, self)
         extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
         scores = run.score(
-            extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes, groups=groups, interpolations=self.interpolation, quirks=quirks
+            extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes, groups=groups, interpolations=self.interpolation, treatment=quirks
         )  # fmt: skip
         if not main:
             return
@@ -111,11 +111,11 @@ class Compare(ImageOptions, Shared):
 
     def shared(self, main: bool) -> None:
         from expost.cli.commands import echo
-        from expost.system.devices import choose_device
         from expost.evaluate.comparison import compare
         from expost.evaluate.metrics.suite import COPYING, QUALITY
-        from expost.system.files import write_json
         from expost.results import Table
+        from expost.system.devices import choose_device
+        from expost.system.files import write_json
 
         check_file(self.out, ".json")
         found = compare(

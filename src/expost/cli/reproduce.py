@@ -36,13 +36,13 @@ class Reproduce(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
-        from expost.system.files import keep
         from expost.papers.citations import CITATIONS
-        from expost.runs.lab import Lab
         from expost.papers.reproduce import find_target
         from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections
         from expost.report.maps import save_maps
+        from expost.runs.lab import Lab
+        from expost.system.files import keep
 
         target = find_target(self.target)
         start = time.monotonic()

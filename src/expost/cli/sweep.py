@@ -13,8 +13,8 @@ from expost.cli.options import Count, DataOptions, Positive
 from expost.system.schema import Meta
 
 if TYPE_CHECKING:
-    from expost.runs.sweep.pool import Executor
     from expost.runs.sweep.jobs import Job
+    from expost.runs.sweep.pool import Executor
 
 __all__ = ["Sweep"]
 
@@ -68,12 +68,12 @@ class Sweep(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
-        from expost.system.devices import choose_device
-        from expost.system.files import keep
+        from expost.runs.overrides import parse
         from expost.runs.sweep.batch import run_jobs
         from expost.runs.sweep.jobs import expand, parse_axis
-        from expost.runs.overrides import parse
         from expost.runs.sweep.table import check_measures, save, seed_table, sweep_table
+        from expost.system.devices import choose_device
+        from expost.system.files import keep
 
         if self.device is not None and self.slurm is None:  # a cluster's nodes have other devices
             choose_device(self.device)
@@ -116,8 +116,8 @@ class Sweep(DataOptions):
             raise Failure(f"{len(failed)} of {len(jobs)} runs failed: the table's notes say why, and each run's log more, e.g. {log}")
 
     def _executor(self) -> Executor:
-        from expost.runs.sweep.pool import Local, Slurm
         from expost.runs.overrides import parse
+        from expost.runs.sweep.pool import Local, Slurm
 
         if self.slurm is not None:
             return Slurm(
@@ -159,10 +159,10 @@ def _name(jobs: list[Job]) -> str:
 
 
 def _show(jobs: list[Job]) -> None:
+    from expost.results import Table
     from expost.runs.sweep.jobs import state
     from expost.runs.sweep.lock import holder
     from expost.runs.sweep.table import varying
-    from expost.results import Table
 
     settings = varying(jobs)
     table = Table(("recipe", "data", *settings, "seed", "state", "folder"), title=f"{len(jobs)} runs")

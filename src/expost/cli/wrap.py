@@ -56,11 +56,11 @@ class Wrap(DataOptions):
     def run(self) -> None:
         from expost import data
         from expost.adapt import check, kind_of, open_source, shape_of
-        from expost.train.folder import RunFolder
-        from expost.system.devices import choose_device
         from expost.runs.wrapped import code_options, save_wrapped
         from expost.seeds import some
+        from expost.system.devices import choose_device
         from expost.system.state import check_folder
+        from expost.train.folder import RunFolder
 
         device = choose_device(self.device)
         kind = kind_of(self.source) if self.kind == "auto" else self.kind

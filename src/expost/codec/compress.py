@@ -27,14 +27,14 @@ from expost.codec.layers import Coder
 from expost.codec.networks import Level, coding_copy, levels_of, one_thread, posterior_scales, value_shape
 from expost.codec.stack import Outside, Shortage, Stack, seed_words
 from expost.distributions import base_of, check_data
+from expost.seeds import seeded, some
 from expost.system.files import atomic
 from expost.system.hashes import state_hash
 from expost.system.identity import stable_repr
 from expost.system.progress import Bar
 from expost.system.schema import check_value, printable
-from expost.seeds import seeded, some
-from expost.train.second_stage import SecondStage
 from expost.tensors import batches, unit
+from expost.train.second_stage import SecondStage
 
 __all__ = ["Compressed", "compress", "decompress", "model_name", "negative_elbo", "read_compressed", "write_compressed"]
 

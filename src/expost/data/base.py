@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.system.devices import choose_device
 from expost.seeds import some
+from expost.system.devices import choose_device
 from expost.tensors import as_data, check_finite
 
 __all__ = ["Dataset", "Split"]

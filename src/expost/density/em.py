@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from expost.density.fitting import Moments, drawn_in, lower, variance_floor
-from expost.system.progress import Bar
 from expost.seeds import generator
+from expost.system.progress import Bar
 
 __all__ = ["Run", "expectation_maximisation"]
 

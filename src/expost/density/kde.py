@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import FitReport, Moments, codes_for, drawn_in, held_out_split, require_fitted, spreads
-from expost.system.progress import Bar
 from expost.seeds import permutation
+from expost.system.progress import Bar
 
 __all__ = ["KDE", "KernelMixture"]
 

@@ -15,8 +15,8 @@ from torch.distributions import Distribution, constraints
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import FitReport, codes_for, require_fitted
-from expost.system.progress import Bar
 from expost.seeds import seed_from
+from expost.system.progress import Bar
 
 __all__ = ["GMM", "GaussianMixture"]
 

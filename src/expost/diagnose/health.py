@@ -24,20 +24,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from expost.posterior.aggregate import AggregatePosterior, mutual_information
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density import FullGaussian, StandardNormal
 from expost.density.base import Density
 from expost.diagnose.codes.dimension import levina_bickel, neighbourhoods, two_nn
-from expost.diagnose.codes.units import Units, gaussian_error, loss_of, standard_error, units
 from expost.diagnose.codes.linear import LinearUnits, linear_units
 from expost.diagnose.codes.marginals import Marginals, marginals
 from expost.diagnose.codes.mismatch import c2st, mmd
+from expost.diagnose.codes.units import Units, gaussian_error, loss_of, standard_error, units
 from expost.distributions import check_data, deterministic
 from expost.divergences import has_closed_form, kl
-from expost.system.progress import Bar
+from expost.posterior.aggregate import AggregatePosterior, mutual_information
 from expost.results import Result, Table
 from expost.seeds import seeded, some
+from expost.system.progress import Bar
 from expost.tensors import check_finite, unit
 
 __all__ = ["LEAST", "Panel", "panel", "reconstruction_gain"]

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expost.posterior.aggregate import AggregatePosterior, Responsibilities
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import CrossEntropy, base_of, binary, check_data
+from expost.posterior.aggregate import AggregatePosterior, Responsibilities
 from expost.results import Result, Table
 from expost.tensors import batches, unit
 

@@ -5,20 +5,20 @@ Metrics of features take ``(generated, real)``, matrices with a row per image; :
 
 from __future__ import annotations
 
-from expost.evaluate.likelihood.annealed import Annealed, annealed_bound, bdmc
 from expost.evaluate.comparison import compare
+from expost.evaluate.features.sets import ArraySet, FolderSet, Generated, ImageSet, InMemory, Mapped, set_features, set_statistics
+from expost.evaluate.likelihood.annealed import Annealed, annealed_bound, bdmc
+from expost.evaluate.likelihood.importance import Likelihood, importance_bound
+from expost.evaluate.likelihood.surgery import Surgery, elbo_surgery
 from expost.evaluate.metrics.fld import FeatureLikelihood, feature_likelihood
 from expost.evaluate.metrics.frechet import FeatureStats, FrechetDistance, extrapolated, frechet_distance
 from expost.evaluate.metrics.kid import kernel_distance
-from expost.evaluate.likelihood.importance import Likelihood, importance_bound
 from expost.evaluate.metrics.memorisation import authenticity, copy_distance, data_copying, memorisation_panel, nearest_neighbour_ratio
 from expost.evaluate.metrics.neighbours import NeighbourPanel, neighbour_panel
 from expost.evaluate.metrics.prd import PRD, prd
-from expost.evaluate.protocol import Scores, score
-from expost.papers.quirks import Quirks
-from expost.evaluate.features.sets import ArraySet, FolderSet, Generated, ImageSet, InMemory, Mapped, set_features, set_statistics
 from expost.evaluate.metrics.suite import Reference, measure
-from expost.evaluate.likelihood.surgery import Surgery, elbo_surgery
+from expost.evaluate.protocol import Scores, score
+from expost.evaluate.treatment import Treatment
 
 __all__ = [
     "PRD",
@@ -34,10 +34,10 @@ __all__ = [
     "Likelihood",
     "Mapped",
     "NeighbourPanel",
-    "Quirks",
     "Reference",
     "Scores",
     "Surgery",
+    "Treatment",
     "annealed_bound",
     "authenticity",
     "bdmc",

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from expost import data
 from expost.data.arrays import pad
-from expost.evaluate.features.choose import extractor_of, without_labels
 from expost.evaluate.controls import blind, jitter, shuffle_pixels
 from expost.evaluate.features.base import Extractor
-from expost.evaluate.metrics.frechet import FeatureStats, frechet_distance
+from expost.evaluate.features.choose import extractor_of, without_labels
 from expost.evaluate.features.processes import Processes
 from expost.evaluate.features.sets import ArraySet, FolderSet, ImageSet, InMemory, Mapped, set_features, set_statistics
+from expost.evaluate.metrics.frechet import FeatureStats, frechet_distance
 from expost.evaluate.metrics.suite import GROUPS, MEMORY, Reference, check_groups, measure, placed
-from expost.system.files import Room, cache_folder, cached, is_sealed, keep, seal
-from expost.system.hashes import content_hash
 from expost.results import Result
 from expost.seeds import draw, seed_from
+from expost.system.files import Room, cache_folder, cached, is_sealed, keep, seal
+from expost.system.hashes import content_hash
 from expost.system.storage import Tensors, code_hash, remember
 
 __all__ = ["compare", "extractor_for", "image_set"]

@@ -11,7 +11,7 @@ Beside them stand controls, without which no such number means anything: held-ou
 pixel, and images with shuffled pixels. All sets have the same size n, because a Fréchet distance is biased in n; where a split is larger, its n
 images are drawn at random, since the first ones may all be of one class.
 
-002's repository differs from its text in places, and 001's too; :class:`~expost.papers.quirks.Quirks` has them as flags, all off.
+002's repository differs from its text in places, and 001's too; :class:`~expost.papers.treatment.Quirks` has them as flags, all off.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from expost.autoencoder import Autoencoder
 from expost.density.base import Density
 from expost.evaluate.controls import CONTROLS, blind, control_sets, scored
 from expost.evaluate.features.base import Extractor
-from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
-from expost.papers.quirks import Quirks
 from expost.evaluate.features.sets import Generated, ImageSet, InMemory, Mapped, set_features
+from expost.evaluate.interpolate import lerp, lerp_to_mean_norm, pairs, slerp
 from expost.evaluate.metrics.suite import COPYING, QUALITY, Reference, check_groups, measure
+from expost.evaluate.treatment import Treatment
+from expost.results import Result, ResultValue, Table, format_number
 from expost.system.files import cache_folder
 from expost.system.hashes import content_hash
 from expost.system.progress import Bar
-from expost.results import Result, ResultValue, Table, format_number
 from expost.system.storage import code_hash, remember
 from expost.tensors import batches, unit
 
@@ -72,7 +72,7 @@ class Scores:
         mse: mean squared error per pixel of test reconstructions.
         n: images on each side.
         seed: of samples, pairs, subsets.
-        notes: about the extractor, sample sizes, quirks.
+        notes: about the extractor, sample sizes, treatment.
         code: names the code that measured them, see :func:`expost.system.storage.code_hash`.
         reference: what everything is compared with.
     """
@@ -190,7 +190,7 @@ def score(
     interpolations: Iterable[str] = ("spherical",),
     n: int = 10_000,
     seed: int = 0,
-    quirks: Quirks | None = None,
+    treatment: Treatment | None = None,
     name: str = "test images",
     cache: str | Path | None = None,
     notes: tuple[str, ...] = (),
@@ -208,30 +208,33 @@ def score(
         interpolations: which midpoints, among :data:`INTERPOLATIONS`.
         n: images per set, drawn at random from each split, at most the size of the smaller of the two.
         seed: of these images, of samples, pairs and subsets.
-        quirks: departures of the papers' code from their text; none by default.
+        treatment: of images, as somebody's code did it; none by default.
         name: of the reference set.
         cache: folder of cached features and controls; the user's by default.
     """
-    chosen, quirks = check_groups(groups), quirks or Quirks()
+    chosen, treatment = check_groups(groups), treatment or Treatment()
     unknown = sorted(set(interpolations) - set(INTERPOLATIONS))
     if unknown:
         raise ValueError(f'there is no interpolation "{unknown[0]}": choose among {", ".join(INTERPOLATIONS)}')
     n = min(n, len(val), len(test))
     if n < 2:
         raise ValueError("scoring needs at least two validation and two test images")
-    kind = "validation" if quirks.validation_reference else "training" if quirks.training_reference else "test"
-    real = scored(quirks.reference(test, val=val, train=train), n, kind, seed)
-    which, unseen = ("test", test) if quirks.validation_reference else ("validation", val)  # neither seen nor the reference
+    kind = treatment.compared
+    splits = {"test": test, "validation": val, "training": train}
+    if (compared := splits[kind]) is None:
+        raise ValueError("the reference is to be training images: pass them as train")
+    real = scored(compared, n, kind, seed)
+    which, unseen = ("test", test) if kind == "validation" else ("validation", val)  # neither seen nor the reference
     fresh = scored(unseen, n, which, seed)
-    val = scored(quirks.validation(val, train), n, "validation", seed)
+    val = scored(treatment.validation(val, train), n, "validation", seed)
     device = model.device
-    reference = Reference.of(extractor, quirks.real(real), train, name=name, cache=cache, device=device)
+    reference = Reference.of(extractor, treatment.real(real), train, name=name, cache=cache, device=device)
     rows: dict[str, dict[str, Result]] = {}
 
     def add(row: str, images: Tensor | ImageSet) -> None:
         bar.update(len(rows), row)
         images = InMemory(images) if isinstance(images, Tensor) else images
-        shown = Mapped(images, lambda x: quirks.generated(x.clamp(0, 1)), row)
+        shown = Mapped(images, lambda x: treatment.generated(x.clamp(0, 1)), row)
         features = set_features(extractor, shown, device=device)
         rows[row] = measure(features, reference, name=row, groups=chosen, seed=seed)
 
@@ -246,7 +249,7 @@ def score(
     stages = sum(hasattr(density, "joined") for density in densities.values())
     planned = len(densities) + (1 + stages) * (1 + len(tuple(interpolations))) + len(CONTROLS)
     with Bar(planned, what="scores", after=1.0) as bar:
-        add("reconstruction", quirks.reconstruct(model, val, seed=seed))
+        add("reconstruction", treatment.reconstruct(model, val, seed=seed))
         for spec, density in densities.items():
             add(f"samples {spec}", Generated(model.with_prior(density), n, seed))
         midpoints(model, "")
@@ -254,7 +257,7 @@ def score(
             joined = getattr(density, "joined", None)
             if joined is not None:
                 both = joined(model)
-                add(f"reconstruction through {spec}", quirks.reconstruct(both, val, seed=seed))
+                add(f"reconstruction through {spec}", treatment.reconstruct(both, val, seed=seed))
                 midpoints(both, f" through {spec}")
         bar.update(len(rows), "controls")
         rows |= _controls(extractor, reference, fresh, unseen if train is None else train, n, chosen, seed, cache, device)
@@ -263,8 +266,8 @@ def score(
         if note is not None:
             first = next(iter(results))
             results[first] = dataclasses.replace(results[first], notes=(*results[first].notes, note))
-    every = tuple(dict.fromkeys((*notes, *quirks.describe())))
-    return Scores(extractor.label, rows, chosen, _mse(model, test, quirks, seed), n, seed, every, code_hash(__name__), f"{kind} images")
+    every = tuple(dict.fromkeys((*notes, *treatment.describe())))
+    return Scores(extractor.label, rows, chosen, _mse(model, test, treatment, seed), n, seed, every, code_hash(__name__), f"{kind} images")
 
 
 def _controls(
@@ -298,9 +301,9 @@ def _cell(result: Result | None) -> float | None:
     return None if result is None else result.shown
 
 
-def _mse(model: Autoencoder, x: Tensor, quirks: Quirks, seed: int) -> float:
+def _mse(model: Autoencoder, x: Tensor, treatment: Treatment, seed: int) -> float:
     total = 0.0
     for i, b in enumerate(batches(x, 1000)):
-        shown = quirks.reconstruct(model, b, seed=seed + i)
+        shown = treatment.reconstruct(model, b, seed=seed + i)
         total += float((shown - unit(b.to(model.device))).square().sum(dtype=torch.float64))
     return total / x.numel()

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from expost.system.progress import Bar
 from expost.papers.claims import claims_of
-from expost.runs.lab import Lab
 from expost.papers.verdict import word
+from expost.runs.lab import Lab
+from expost.system.progress import Bar
 
 __all__ = ["check_claims"]
 

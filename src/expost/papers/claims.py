@@ -13,11 +13,11 @@ from expost.papers import measures as m
 from expost.papers.bozkurt2018 import claims as novel
 from expost.papers.dai2019 import claims as variance
 from expost.papers.ghosh2020 import claims as rae
-from expost.papers.yu2020 import likelihood_claims as likelihood
 from expost.papers.manoj2018 import claims as radius
-from expost.papers.yu2020 import claims as tutorial
-from expost.runs.lab import Lab
 from expost.papers.verdict import Verdict
+from expost.papers.yu2020 import claims as tutorial
+from expost.papers.yu2020 import likelihood_claims as likelihood
+from expost.runs.lab import Lab
 
 __all__ = ["CLAIMS", "Claim", "Verdict", "claims_of"]
 

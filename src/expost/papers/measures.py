@@ -12,8 +12,8 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.data.toy import entropy_bits
 from expost.density import StandardNormal
-from expost.runs.lab import Lab
 from expost.papers.verdict import Verdict
+from expost.runs.lab import Lab
 from expost.seeds import seeded, some
 from expost.tensors import batches, unit
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 import difflib
 import io
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from expost.autoencoder import Autoencoder
+from expost.evaluate.treatment import Treatment
 from expost.tensors import check_finite, unit
 
 __all__ = ["Quirks"]
@@ -47,7 +49,7 @@ _SENTENCES = {
 
 
 @dataclass(frozen=True)
-class Quirks:
+class Quirks(Treatment):
     """Flags of what papers' code did to images before scoring; ``Quirks()`` does nothing.
 
     Attributes:
@@ -168,16 +170,9 @@ class Quirks:
             )
         return torch.cat([train[OVERLAP:], val])
 
-    def reference(self, test: Tensor, *, val: Tensor | None = None, train: Tensor | None = None) -> Tensor:
-        """The images that scores compare with: ``test``, unless ``training_reference`` or ``validation_reference`` say otherwise."""
-        for on, images, name in ((self.training_reference, train, "train"), (self.validation_reference, val, "val")):
-            if on:
-                if images is None:
-                    raise ValueError(
-                        f"the reference is to be {'training' if name == 'train' else 'validation'} images: pass them as {name}"
-                    )
-                return images
-        return test
+    @property
+    def compared(self) -> Literal["test", "validation", "training"]:
+        return "training" if self.training_reference else "validation" if self.validation_reference else "test"
 
     def reconstruct(self, model: Autoencoder, x: Tensor, *, seed: int = 0, batch_size: int = 500) -> Tensor:
         """``model.reconstruct(x)``; or, with ``stochastic_reconstruction``, decoded from one sample of each posterior."""

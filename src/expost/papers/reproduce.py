@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from expost.papers.bozkurt2018 import figures as bozkurt
+from expost.papers.bozkurt2018.architectures import digit_strips, sweep_figure
 from expost.papers.dai2019 import figures as dai
-from expost.papers.manoj2018 import figures as radius
+from expost.papers.dai2019.table import table1 as dai2019_table1
 from expost.papers.ghosh2020.figures import (
     copies_table,
     figure3_left,
@@ -19,16 +20,15 @@ from expost.papers.ghosh2020.figures import (
     reconstructions,
     samples,
 )
-from expost.runs.lab import Lab
+from expost.papers.ghosh2020.table import table1, table2
+from expost.papers.manoj2018 import figures as radius
+from expost.papers.verdict import word
+from expost.papers.yu2020.demonstrations import DEMONSTRATIONS, Demonstration
 from expost.papers.yu2020.lossless import compression_table
 from expost.papers.yu2020.plane import plane_table
-from expost.runs.strips import Strips
-from expost.papers.bozkurt2018.architectures import digit_strips, sweep_figure
-from expost.papers.dai2019.table import table1 as dai2019_table1
-from expost.papers.ghosh2020.table import table1, table2
-from expost.papers.verdict import word
 from expost.results import Table
-from expost.papers.yu2020.demonstrations import DEMONSTRATIONS, Demonstration
+from expost.runs.lab import Lab
+from expost.runs.strips import Strips
 
 __all__ = ["TARGETS", "Reproduction", "Target", "find_target"]
 

@@ -33,9 +33,9 @@ from torch.distributions import Distribution
 
 from expost.posterior.entropy import mixture_entropy
 from expost.posterior.kernel import Block, Kernel, blocks, kernel_of
-from expost.system.progress import Bar
 from expost.results import Result
 from expost.seeds import generator
+from expost.system.progress import Bar
 from expost.tensors import check_finite, unit
 
 __all__ = ["AggregatePosterior", "Responsibilities", "mutual_information", "saturation"]

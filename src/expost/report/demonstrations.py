@@ -12,9 +12,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from expost.system.files import atomic
-from expost.results import Series
 from expost.papers.yu2020.demonstrations.base import Demonstration
+from expost.results import Series
+from expost.system.files import atomic
 
 __all__ = ["draw", "save"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expost.system.files import write_text
 from expost.results import Table, format_number
+from expost.system.files import write_text
 
 __all__ = ["Section", "write_page"]
 

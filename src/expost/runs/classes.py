@@ -15,17 +15,17 @@ import torch
 from expost.autoencoder import evaluating
 from expost.density import StandardNormal
 from expost.density.base import Density
+from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import radius_bounds
-from expost.diagnose.classes.distances import class_codes
-from expost.diagnose.findings import Finding, Remedy
 from expost.diagnose.classes.classify import LatentClasses, outputs, prior_codes
+from expost.diagnose.classes.distances import class_codes
 from expost.diagnose.classes.masses import class_masses, coverage
 from expost.diagnose.classes.radius import segment_radius, smallest
-from expost.diagnose.classes.attack import attack_radius, refined_radius
+from expost.diagnose.findings import Finding, Remedy
 from expost.evaluate.features.classifier import TrainedClassifier
 from expost.papers.manoj2018.spaces import TAU, differentiable_logits
-from expost.runs.run import Run
 from expost.results import Table
+from expost.runs.run import Run
 from expost.seeds import draw, seeded
 
 __all__ = ["HOLES", "class_report"]

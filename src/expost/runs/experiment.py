@@ -19,14 +19,15 @@ from expost.autoencoder import Autoencoder
 from expost.data import Dataset
 from expost.density.spec import parse as parse_density
 from expost.heads import Gaussian, Head, identity
-from expost.system.identity import experiment_name, stable_repr, timeless
-from expost.system.memory import Bounded, machine
 from expost.objectives.base import Objective
 from expost.runs import overrides
+from expost.runs.discovery import discover
 from expost.runs.networks import IMAGES, POINTS, Pair, find_network, kind_of
-from expost.train.schedules import Cosine
-from expost.system.schema import Checked, Meta
 from expost.seeds import seeded
+from expost.system.identity import experiment_name, stable_repr, timeless
+from expost.system.memory import Bounded, machine
+from expost.system.schema import Checked, Meta
+from expost.train.schedules import Cosine
 from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.settings import Training
 
@@ -41,6 +42,8 @@ __all__ = [
     "cpu_training",
     "decoder_head",
     "find",
+    "recipes",
+    "register",
     "smoke_training",
 ]
 
@@ -48,6 +51,7 @@ BudgetName = Literal["smoke", "cpu", "paper"]
 BUDGETS: tuple[BudgetName, ...] = ("smoke", "cpu", "paper")
 WRAPPED = "wrapped/"
 """How the recipe of a model begins that expost did not train (:mod:`expost.adapt`)."""
+_RECIPES: dict[str, Recipe] = {}
 UNIT_POINTS = "points in [0, 1]"
 """What a recipe takes whose decoder means grey levels, beside images."""
 
@@ -217,7 +221,7 @@ class Recipe:
             kinds.add(UNIT_POINTS)
             if UNIT_POINTS in self.takes:
                 return
-        others = [row.name for row in _rows() if kinds & set(row.takes)]
+        others = [row.name for row in recipes().values() if kinds & set(row.takes)]
         raise ValueError(
             f"{self.name} takes {' and '.join(self.takes)}, and {dataset.name} holds {kind_of(dataset.shape)} of shape {dataset.shape}: "
             + (f"train one of {', '.join(others)}" if others else "give images (C, H, W) or points (d,)")
@@ -262,10 +266,15 @@ def decoder_head(make: Callable[[], Head], task: Task) -> Head:
     return head
 
 
-def _rows() -> tuple[Recipe, ...]:
-    from expost.papers import RECIPES
+def register(*rows: Recipe) -> None:
+    """Add rows to the table of recipes."""
+    _RECIPES.update({row.name: row for row in rows})
 
-    return tuple(RECIPES.values())
+
+def recipes() -> dict[str, Recipe]:
+    """The table of recipes by name, with those of all papers."""
+    discover()
+    return _RECIPES
 
 
 def _in_unit_interval(dataset: Dataset) -> bool:
@@ -276,15 +285,14 @@ def find(name: str) -> Recipe:
     """The recipe of a name, or ``ValueError`` with close matches."""
     import difflib
 
-    from expost.papers import RECIPES
-
     if name.startswith(WRAPPED):
         raise ValueError(
             "a wrapped model has no recipe, since expost did not train it: it can be used, but neither trained on nor cited from here"
         )
-    if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, 1, 0.5) or [k for k in RECIPES if name and name in k][:1]
+    rows = recipes()
+    if name not in rows:
+        close = difflib.get_close_matches(name, rows, 1, 0.5) or [k for k in rows if name and name in k][:1]
         raise ValueError(
             f'there is no recipe "{name}"' + (f': did you mean "{close[0]}"?' if close else ":") + " `expost list` shows them all"
         )
-    return RECIPES[name]
+    return rows[name]

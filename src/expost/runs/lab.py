@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from expost import data
-from expost.system.devices import choose_device
-from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.features.base import Extractor
+from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.protocol import DEFAULT, INTERPOLATIONS, Scores, ScoresValue
 from expost.runs.experiment import BudgetName, Experiment
 from expost.runs.run import CODE, Run, load_run, plan, train_run, training_code
+from expost.system.devices import choose_device
 from expost.system.storage import remember
 from expost.train.fit import Watch
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from expost import data
-from expost.train.folder import DataDescription
 from expost.data.subset import separate
 from expost.system.schema import convert
+from expost.train.folder import DataDescription
 
 __all__ = ["arguments", "describe", "load_again"]
 

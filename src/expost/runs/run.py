@@ -18,28 +18,28 @@ from torch import Tensor
 
 from expost import data
 from expost.autoencoder import Autoencoder, check_weights
-from expost.train.folder import Description, RunFolder, load_weights, versions
 from expost.density.base import Codes, Density
-from expost.system.devices import choose_device
-from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.features.base import Extractor
+from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.protocol import DEFAULT, Scores, score
-from expost.papers.quirks import Quirks
-from expost.system.files import keep as keep_for_later
-from expost.system.files import load_tensors, save_tensors
-from expost.train.history import History
-from expost.system.identity import experiment_name, timeless
-from expost.system.locks import NAME, training, writing
+from expost.evaluate.treatment import Treatment
 from expost.papers.ghosh2020.mean_stage import MeanStage
-from expost.system.processes import Processes, apart, join
 from expost.runs.experiment import WRAPPED, BudgetName, Experiment, Recipe, Task, find
 from expost.runs.origin import describe, load_again
 from expost.runs.wrapped import code_options, rebuild_wrapped
-from expost.train.second_stage import CPU as STAGE_CPU
-from expost.train.second_stage import SecondStage
+from expost.system.devices import choose_device
+from expost.system.files import keep as keep_for_later
+from expost.system.files import load_tensors, save_tensors
+from expost.system.identity import experiment_name, timeless
+from expost.system.locks import NAME, training, writing
+from expost.system.processes import Processes, apart, join
 from expost.system.state import FailedRun, State, check_folder, leaving_nothing, made
 from expost.system.storage import code_hash
 from expost.train.fit import Watch, fit
+from expost.train.folder import Description, RunFolder, load_weights, versions
+from expost.train.history import History
+from expost.train.second_stage import CPU as STAGE_CPU
+from expost.train.second_stage import SecondStage
 
 __all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "train_run"]
 
@@ -127,13 +127,13 @@ class Run:
         notes: tuple[str, ...] = (),
         groups: tuple[str, ...] = DEFAULT,
         interpolations: tuple[str, ...] = ("spherical",),
-        quirks: Quirks | None = None,
+        treatment: Treatment | None = None,
         keep: bool = True,
     ) -> Scores:
         """Scores of reconstructions, samples per density, interpolations, as :func:`expost.evaluate.protocol.score` defines them.
 
         Kept in the folder's results.json under the extractor's label, n and seed, joined with earlier ones of the same kind, unless ``keep`` is
-        False; scores with quirks are not kept.
+        False; scores of treated images are not kept.
         """
         if len(self.experiment.task.shape) != 3:
             raise ValueError("Fréchet distances are for images: this run was trained on points; see what it learned with `expost diagnose`")
@@ -144,9 +144,9 @@ class Run:
         splits = self.dataset
         scores = score(
             self.model, splits.val.x, splits.test.x, extractor, fitted, train=splits.train.x, n=n, seed=seed, notes=notes,
-            groups=groups, interpolations=interpolations, quirks=quirks, name=f"{splits.name} test",
+            groups=groups, interpolations=interpolations, treatment=treatment, name=f"{splits.name} test",
         )  # fmt: skip
-        if keep and self.folder is not None and (quirks is None or not quirks.active):
+        if keep and self.folder is not None and (treatment is None or not treatment.active):
             key = f"{scores.label}, n = {scores.n}, seed {scores.seed}"
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # earlier ones that are damaged are not joined
                 scores = scores.joined(self.folder.results().get(key))

@@ -14,13 +14,13 @@ from pathlib import Path
 from expost import data
 from expost.adapt import Origin, interface_of
 from expost.autoencoder import Autoencoder
-from expost.train.folder import Description, RunFolder, versions
-from expost.system.hashes import state_hash
-from expost.system.locks import writing
 from expost.objectives import ELBO, RAE
 from expost.runs.experiment import WRAPPED, Experiment, Task
 from expost.runs.origin import describe
+from expost.system.hashes import state_hash
+from expost.system.locks import writing
 from expost.system.state import leaving_nothing, made
+from expost.train.folder import Description, RunFolder, versions
 from expost.train.settings import Training
 
 __all__ = ["code_options", "rebuild_wrapped", "save_wrapped"]

@@ -24,9 +24,9 @@ from math import log
 import torch
 from torch import Tensor
 
+from expost.seeds import generator, permutation
 from expost.statistics.samples import feature_matrix
 from expost.system.progress import Bar
-from expost.seeds import generator, permutation
 from expost.tensors import in_range, shifted
 
 __all__ = ["Clusters", "lloyd"]

@@ -29,26 +29,26 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
-from expost.train.folder import RunFolder, check_state, load_weights, moments, prefixed, restore_moments, split_prefix
 from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
+from expost.heads import Gaussian
+from expost.objectives.base import Objective
+from expost.seeds import permutation, seed_from, seeded
 from expost.system.devices import choose_device
 from expost.system.files import FULL, Room, keep, load_tensors, save_tensors
-from expost.heads import Gaussian
-from expost.train.history import UNTRAINED, History
 from expost.system.identity import stable_repr
 from expost.system.interrupt import Interruptible
 from expost.system.locks import training as holding
 from expost.system.memory import retained
-from expost.objectives.base import Objective
 from expost.system.processes import Processes, join
 from expost.system.progress import Bar
-from expost.train.schedules import Plateau
 from expost.system.schema import Meta
-from expost.seeds import permutation, seed_from, seeded
 from expost.system.state import Note, State, StateName, leaving_nothing, made
-from expost.tensors import as_data, batches, check_finite, check_levels, like, spelled, unit
 from expost.system.trackers import Trackers, check_trackers
+from expost.tensors import as_data, batches, check_finite, check_levels, like, spelled, unit
+from expost.train.folder import RunFolder, check_state, load_weights, moments, prefixed, restore_moments, split_prefix
+from expost.train.history import UNTRAINED, History
+from expost.train.schedules import Plateau
 from expost.train.settings import Training, automatic_precision
 
 __all__ = ["Watch", "fit"]

@@ -24,14 +24,25 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from expost.system.files import NotKept, keep, load_tensors, read_json, read_meta, read_signed, save_tensors, write_json, write_signed, write_text
-from expost.train.history import History
+from expost.system.files import (
+    NotKept,
+    keep,
+    load_tensors,
+    read_json,
+    read_meta,
+    read_signed,
+    save_tensors,
+    write_json,
+    write_signed,
+    write_text,
+)
 from expost.system.identity import experiment_name
 from expost.system.locks import trainer, writing
 from expost.system.memory import Bounded, machine
 from expost.system.schema import Meta, convert, printable
 from expost.system.state import FailedRun, State, StateName, Unfinished
 from expost.tensors import like
+from expost.train.history import History
 
 __all__ = [
     "DataDescription",

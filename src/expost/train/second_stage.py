@@ -8,10 +8,11 @@ It stands above objectives and training because it is itself trained: ``model.wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from expost import heads
@@ -20,17 +21,35 @@ from expost.conditional import Conditional
 from expost.density.base import Codes, Density, NotFittedError, draw_codes
 from expost.density.normal import StandardNormal
 from expost.distributions import Marginal
+from expost.fast.layers import Linear
+from expost.nets.mlp import mlp
+from expost.nets.shapes import glorot
 from expost.objectives.elbo import ELBO
-from expost.train.schedules import Cosine
 from expost.train.fit import fit
+from expost.train.schedules import Cosine
 from expost.train.settings import Training
 
-__all__ = ["CPU", "PAPER", "SecondStage"]
+__all__ = ["CPU", "PAPER", "SecondStage", "SkipToEnd"]
 
 #: 001's training on MNIST (its code: 800 epochs, rate halved every 300); about two hours on two cores.
 PAPER = Training(epochs=800, batch_size=64, lr=1e-4)
 #: A short training for two cores: the learned γ gets a larger rate of its own, since Adam moves a scalar by at most about lr a step.
 CPU = Training(steps=4000, batch_size=250, lr=1e-3, head_lr=1e-2, schedule=Cosine(), ema=0.999)
+
+
+class SkipToEnd(nn.Module):
+    """x (B, inputs) -> (B, out): last([x, hidden(x)]), the second stage's net."""
+
+    def __init__(self, inputs: int, out: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError("the second stage needs at least one hidden layer: hidden=(1024, 1024, 1024) is the paper's")
+        self.hidden = nn.Sequential(mlp([inputs, *hidden]), nn.ReLU())
+        self.last = Linear(inputs + hidden[-1], out)
+        glorot(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.cat((x, self.hidden(x)), -1))
 
 
 class SecondStage(Density):
@@ -52,14 +71,13 @@ class SecondStage(Density):
     @classmethod
     def mlp(cls, d: int, width: int = 1024, training: Training = CPU, *, seed: int = 0) -> SecondStage:
         """001's networks: three hidden layers each way, the input joined to the last one (skip), linear outputs, learned scalar γ."""
-        from expost.nets import dai_second_decoder, dai_second_encoder
         from expost.seeds import seeded
 
         encoder_head, decoder_head = heads.Diagonal(heads.exp), heads.Gaussian("shared")
         with seeded("SecondStage", seed):
             model = Autoencoder(
-                Conditional(dai_second_encoder(d, encoder_head.size(d), (width,) * 3), encoder_head),
-                Conditional(dai_second_decoder(d, decoder_head.size(d), (width,) * 3), decoder_head),
+                Conditional(SkipToEnd(d, encoder_head.size(d), (width,) * 3), encoder_head),
+                Conditional(SkipToEnd(d, decoder_head.size(d), (width,) * 3), decoder_head),
                 StandardNormal(d),
             )
         return cls(model, training)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from expost.system.identity import stable_repr
-from expost.train.schedules import Constant, Schedule
 from expost.system.schema import Checked, Meta
+from expost.train.schedules import Constant, Schedule
 
 __all__ = ["Training", "automatic_precision"]
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from expost.diagnose.classes.classify import Classify, assign, outputs
 from expost.diagnose.classes.radius import TOLERANCE, ClassRadius, Located, halved, is_other, locate, measured
-from expost.system.progress import Bar
 from expost.seeds import generator
+from expost.system.progress import Bar
 from expost.tensors import batches
 
 __all__ = ["attack_radius", "refined_radius"]

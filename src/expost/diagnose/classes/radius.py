@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from expost.diagnose.classes.classify import Classify, assign, outputs, prior_codes
-from expost.system.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import generator
+from expost.system.progress import Bar
 from expost.tensors import batches
 
 __all__ = ["ClassRadius", "Located", "halved", "locate", "segment_radius", "smallest"]

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from expost.results import Result
-from expost.statistics.neighbours import MEMORY, nearest
 from expost.seeds import generator, permutation, some
+from expost.statistics.neighbours import MEMORY, nearest
 from expost.tensors import check_finite, unit
 
 __all__ = ["MEMORY", "Neighbourhoods", "levina_bickel", "nearest_distances", "neighbourhoods", "two_nn"]

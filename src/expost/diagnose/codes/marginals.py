@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
 
-from expost.posterior.aggregate import AggregatePosterior
 from expost.autoencoder import Autoencoder, evaluating
 from expost.density import GaussianMixture, StandardNormal
 from expost.density.base import Density
 from expost.distributions import base_of, describe, deterministic
+from expost.posterior.aggregate import AggregatePosterior
 from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.tensors import check_finite, unit

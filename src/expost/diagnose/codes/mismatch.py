@@ -22,9 +22,9 @@ from torch.distributions import Distribution
 from expost.density.base import Density
 from expost.divergences import multi_scale_imq
 from expost.optimise import minimise
-from expost.system.progress import Bar
 from expost.results import Result
 from expost.seeds import generator, permutation, seed_from, seeded
+from expost.system.progress import Bar
 from expost.tensors import check_finite, in_range, shifted
 
 __all__ = ["MEMORY", "c2st", "codes_pair", "mmd"]

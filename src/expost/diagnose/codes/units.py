@@ -30,9 +30,9 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import IsotropicGaussian, base_of, check_data, describe, deterministic, normalised
 from expost.divergences import kl_per_dimension
-from expost.system.progress import Bar
 from expost.results import Result, Table
 from expost.seeds import permutation, seeded, some
+from expost.system.progress import Bar
 from expost.tensors import batches, check_finite, sum_event, unit
 
 __all__ = ["ABLATION", "KL", "VARIANCE", "Units", "gaussian_error", "loss_of", "standard_error", "units"]

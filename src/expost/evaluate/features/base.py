@@ -30,12 +30,12 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from expost.system.devices import choose_device
 from expost.evaluate.features.networks import SmallConvNet
+from expost.seeds import permutation, seeded
+from expost.system.devices import choose_device
 from expost.system.files import cache_folder
 from expost.system.hashes import content_hash, state_hash
 from expost.system.progress import Bar
-from expost.seeds import permutation, seeded
 from expost.system.storage import Tensors, remember
 from expost.tensors import check_finite, numbered, spelled
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from expost.data import Dataset
-from expost.evaluate.features.classifier import TrainedClassifier, default_extractor
 from expost.evaluate.features.base import Extractor, Pixels, RandomNetwork
+from expost.evaluate.features.classifier import TrainedClassifier, default_extractor
 from expost.evaluate.features.inception import Inception2015
 from expost.evaluate.features.pca import PCAFeatures
 

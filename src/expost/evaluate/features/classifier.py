@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.evaluate.features.classifier_training import VERSION, Recipe, Training
 from expost.evaluate.features.base import Extractor, RandomNetwork, _moved, extract, images, rms_norm
+from expost.evaluate.features.classifier_training import VERSION, Recipe, Training
 from expost.evaluate.features.networks import SmallConvNet
+from expost.seeds import permutation, seeded
 from expost.system.files import cache_folder, cached, load_tensors, save_tensors
 from expost.system.hashes import content_hash, file_name, state_hash
 from expost.system.processes import Processes
 from expost.system.progress import Bar
-from expost.seeds import permutation, seeded
 
 __all__ = ["Recipe", "TrainedClassifier", "classifier_extractor", "default_extractor"]
 

@@ -32,14 +32,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expost.train.folder import check_state, moments, prefixed, restore_moments, split_prefix
 from expost.evaluate.features.base import images
 from expost.evaluate.features.networks import SmallConvNet
+from expost.seeds import draw, generator, permutation
 from expost.system.files import keep, load_tensors, save_tensors
 from expost.system.progress import Bar, duration, say
 from expost.system.schema import Meta, printable
-from expost.seeds import draw, generator, permutation
 from expost.tensors import like
+from expost.train.folder import check_state, moments, prefixed, restore_moments, split_prefix
 
 __all__ = ["VERSION", "Recipe", "Training"]
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from expost.evaluate.features.base import Extractor, Shape, images
-from expost.system.hashes import state_hash
 from expost.seeds import some
+from expost.system.hashes import state_hash
 
 __all__ = ["PCAFeatures"]
 

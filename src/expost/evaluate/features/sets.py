@@ -28,12 +28,12 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder, evaluating
 from expost.evaluate.features.base import Extractor, Shape, extract
-from expost.evaluate.metrics.frechet import FeatureStats
 from expost.evaluate.features.processes import Processes, in_order
 from expost.evaluate.features.stored import ArraySet, FolderSet, check_range
+from expost.evaluate.metrics.frechet import FeatureStats
+from expost.seeds import seed_from, seeded
 from expost.system.files import atomic
 from expost.system.progress import Bar
-from expost.seeds import seed_from, seeded
 from expost.tensors import NonFinite, as_data, numbered
 
 __all__ = ["ArraySet", "FolderSet", "Generated", "ImageSet", "InMemory", "Mapped", "set_features", "set_statistics"]

@@ -34,11 +34,20 @@ from torch.distributions import Distribution
 
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import Marginal, check_data
-from expost.evaluate.likelihood.importance import bits_per_dim, check_head, is_mass, log_likelihood, posterior, prepare, standard_error, stored
-from expost.system.progress import Bar
+from expost.evaluate.likelihood.importance import (
+    bits_per_dim,
+    check_head,
+    is_mass,
+    log_likelihood,
+    posterior,
+    prepare,
+    standard_error,
+    stored,
+)
 from expost.results import Result, Table
-from expost.system.schema import Meta, check_counts, check_value
 from expost.seeds import seeded
+from expost.system.progress import Bar
+from expost.system.schema import Meta, check_counts, check_value
 
 __all__ = ["Annealed", "annealed_bound", "bdmc", "sigmoid_schedule"]
 

@@ -33,10 +33,10 @@ from torch.distributions import Bernoulli, Distribution
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import IsotropicGaussian, Marginal, base_of, check_data, describe, deterministic, normalised, point
 from expost.evaluate.likelihood.streaming import BLOCK, Running, blocks, chunks, cut
-from expost.system.progress import Bar
 from expost.results import Result, Table
-from expost.system.schema import Meta, check_counts, check_value
 from expost.seeds import seeded
+from expost.system.progress import Bar
+from expost.system.schema import Meta, check_counts, check_value
 from expost.tensors import as_data, check_finite, sum_event
 
 __all__ = ["Likelihood", "importance_bound", "log_likelihood"]

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from expost.posterior.aggregate import AggregatePosterior, saturation
 from expost.autoencoder import Autoencoder, _concatenate, evaluating
 from expost.distributions import check_data, describe, normalised
 from expost.divergences import has_closed_form, kl
 from expost.evaluate.likelihood.importance import log_likelihood, log_prior_of, posterior, prepare, standard_error, stored
+from expost.posterior.aggregate import AggregatePosterior, saturation
 from expost.results import Result, Table
-from expost.system.schema import check_counts
 from expost.seeds import seeded
+from expost.system.schema import check_counts
 from expost.tensors import batches
 
 __all__ = ["Surgery", "aggregate_log_prob", "elbo_surgery"]

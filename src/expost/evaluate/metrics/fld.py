@@ -37,11 +37,11 @@ from math import log, pi
 import torch
 from torch import Tensor
 
+from expost.results import Result
+from expost.seeds import permutation
 from expost.statistics.samples import canonical_order, feature_matrix, feature_pair
 from expost.system.hashes import distinct, row_keys
 from expost.system.progress import Bar
-from expost.results import Result
-from expost.seeds import permutation
 from expost.tensors import in_range
 
 __all__ = ["FeatureLikelihood", "Mixture", "feature_likelihood"]

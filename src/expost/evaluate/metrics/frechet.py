@@ -27,11 +27,11 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from expost.results import Result
+from expost.seeds import permutation
 from expost.statistics.samples import canonical_order, dependence, feature_matrix, feature_pair
 from expost.system.hashes import row_keys
 from expost.system.progress import Bar
-from expost.results import Result
-from expost.seeds import permutation
 from expost.tensors import in_range, largest, shifted
 
 __all__ = ["FeatureStats", "FrechetDistance", "extrapolated", "frechet_distance"]

@@ -28,11 +28,11 @@ from math import isfinite, isqrt
 import torch
 from torch import Tensor
 
+from expost.results import Result
+from expost.seeds import permutation
 from expost.statistics.samples import canonical_order, dependence, feature_pair
 from expost.system.hashes import row_keys
 from expost.system.progress import Bar
-from expost.results import Result
-from expost.seeds import permutation
 from expost.tensors import largest
 
 __all__ = ["kernel_distance"]

@@ -30,14 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.statistics.kmeans import lloyd
 from expost.evaluate.metrics.frechet import FeatureStats
-from expost.statistics.samples import feature_matrix
 from expost.evaluate.metrics.neighbours import RealNeighbours
-from expost.system.hashes import distinct, row_keys
 from expost.results import Result, Table
-from expost.statistics.neighbours import MEMORY, Neighbours, nearest
 from expost.seeds import permutation
+from expost.statistics.kmeans import lloyd
+from expost.statistics.neighbours import MEMORY, Neighbours, nearest
+from expost.statistics.samples import feature_matrix
+from expost.system.hashes import distinct, row_keys
 from expost.tensors import in_range, shifted
 
 __all__ = [

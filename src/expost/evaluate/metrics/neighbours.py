@@ -28,9 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from expost.system.progress import Bar
 from expost.results import Result
 from expost.statistics.neighbours import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
+from expost.system.progress import Bar
 from expost.tensors import full_precision, in_range, shifted
 
 __all__ = ["NeighbourPanel", "RealNeighbours", "neighbour_panel"]

@@ -24,10 +24,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expost.statistics.kmeans import lloyd_
-from expost.statistics.samples import canonical_order, feature_pair
 from expost.results import Result
 from expost.seeds import permutation
+from expost.statistics.kmeans import lloyd_
+from expost.statistics.samples import canonical_order, feature_pair
 from expost.tensors import in_range
 
 __all__ = ["PRD", "f_beta", "prd", "prd_from_histograms"]

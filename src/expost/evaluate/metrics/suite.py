@@ -34,19 +34,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expost.evaluate.metrics.fld import feature_likelihood
 from expost.evaluate.features.base import Extractor, cached_features
+from expost.evaluate.metrics.fld import feature_likelihood
 from expost.evaluate.metrics.frechet import FeatureStats, extrapolated, frechet_distance
 from expost.evaluate.metrics.kid import kernel_distance
-from expost.statistics.samples import REPEATS, dependence, feature_pair, overlap
 from expost.evaluate.metrics.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
 from expost.evaluate.metrics.neighbours import RealNeighbours, neighbour_panel
 from expost.evaluate.metrics.prd import prd
+from expost.results import Result
+from expost.statistics.neighbours import MEMORY, nearest
+from expost.statistics.samples import REPEATS, dependence, feature_pair, overlap
 from expost.system.files import cache_folder
 from expost.system.hashes import content_hash, row_keys
 from expost.system.progress import Bar
-from expost.results import Result
-from expost.statistics.neighbours import MEMORY, nearest
 from expost.system.storage import Tensors, remember
 
 __all__ = ["COPYING", "GROUPS", "QUALITY", "Reference", "check_groups", "measure", "placed"]

@@ -1,6 +1,6 @@
 """Figures 4 to 13 of 000: is it depth or size that makes a decoder memorise? One figure per held-out digit.
 
-The paper speaks of 17 architectures; its authors' figure shows the 20 of :data:`expost.nets.BOZKURT_HIDDEN`, which are used here: all narrowing
+The paper speaks of 17 architectures; its authors' figure shows the 20 of :data:`expost.papers.bozkurt2018.nets.BOZKURT_HIDDEN`, which are used here: all narrowing
 encoders of widths 400, 200, 100 with 0 to 3 hidden layers, mirrored in the decoder. `expost sweep` can train them on several cores or a cluster.
 """
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from expost.diagnose.optimal import OptimalDecoder
-from expost.nets import BOZKURT_HIDDEN
-from expost.runs.experiment import BudgetName
 from expost.papers.bozkurt2018.figures import judge, run_of, title_of
+from expost.papers.bozkurt2018.nets import BOZKURT_HIDDEN
+from expost.papers.yu2020.demonstrations import Demonstration
+from expost.results import Curve, Series, Table
+from expost.runs.experiment import BudgetName
 from expost.runs.lab import Lab
 from expost.runs.strips import Strips
-from expost.results import Curve, Series, Table
-from expost.papers.yu2020.demonstrations import Demonstration
 
 __all__ = ["Architecture", "architectures", "correlations", "digit_strips", "recipe_of", "sweep_figure"]
 

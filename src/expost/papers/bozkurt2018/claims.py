@@ -6,10 +6,10 @@ import torch
 
 from expost.diagnose.optimal import aggregate_of
 from expost.evaluate.features.classifier import TrainedClassifier
-from expost.papers.bozkurt2018.figures import BINS, HELD_OUT, UP_TO, before_training, digit_images, examine, mini, mini_map, run_of
-from expost.runs.lab import Lab
 from expost.papers.bozkurt2018.architectures import architectures, correlations
+from expost.papers.bozkurt2018.figures import BINS, HELD_OUT, UP_TO, before_training, digit_images, examine, mini, mini_map, run_of
 from expost.papers.verdict import Verdict
+from expost.runs.lab import Lab
 from expost.seeds import some
 from expost.tensors import batches, unit
 

@@ -7,13 +7,13 @@ import math
 import torch
 
 from expost.autoencoder import evaluating
+from expost.objectives import ELBO
+from expost.papers.dai2019.figures import LEARNED, cifar_run, spectra_of, variances_of
 from expost.papers.dai2019.jacobian import jacobian_identity
 from expost.papers.dai2019.manifold import gaussian_ring, learned_variance, manifold_check, manifold_data
 from expost.papers.dai2019.noise import noise_correlation
-from expost.objectives import ELBO
-from expost.papers.dai2019.figures import LEARNED, cifar_run, spectra_of, variances_of
-from expost.runs.lab import Lab
 from expost.papers.verdict import Verdict
+from expost.runs.lab import Lab
 from expost.seeds import permutation, seeded, some
 
 __all__ = ["b7", "b8", "b9", "b10", "b11", "b12", "b13", "b14"]

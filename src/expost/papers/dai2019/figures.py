@@ -18,14 +18,14 @@ from expost.papers.dai2019.noise import NoiseDirections, noise_directions
 from expost.papers.dai2019.spectra import LatentSpectra, latent_spectra
 from expost.papers.dai2019.variance import VarianceTrace, decoder_variance, variance_trace
 from expost.papers.ghosh2020.figures import SHOWN, Strips
-from expost.runs.lab import Lab
 from expost.papers.published import published
-from expost.runs.run import Run
-from expost.results import Series, Table
-from expost.seeds import some
-from expost.train.second_stage import SecondStage
-from expost.tensors import unit
 from expost.papers.yu2020.demonstrations import Demonstration
+from expost.results import Series, Table
+from expost.runs.lab import Lab
+from expost.runs.run import Run
+from expost.seeds import some
+from expost.tensors import unit
+from expost.train.second_stage import SecondStage
 
 __all__ = [
     "SAMPLE_FIGURES",

@@ -27,11 +27,11 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from expost.autoencoder import Autoencoder, evaluating
 from expost.diagnose.codes.variances import posterior_variances
-from expost.papers.dai2019.variance import decoder_variance
 from expost.distributions import point
-from expost.system.progress import Bar
+from expost.papers.dai2019.variance import decoder_variance
 from expost.results import Result, Table
 from expost.seeds import seeded
+from expost.system.progress import Bar
 from expost.tensors import unit
 
 __all__ = ["JacobianIdentity", "decoder_gram", "decoder_jacobian", "jacobian_identity"]

@@ -33,9 +33,9 @@ from expost.density import StandardNormal
 from expost.diagnose.codes.variances import encoder_variances
 from expost.objectives import ELBO
 from expost.optimise import minimise
-from expost.system.progress import Bar
 from expost.results import Curve, Result, Series, Table
 from expost.seeds import generator, seeded
+from expost.system.progress import Bar
 
 __all__ = [
     "LearnedVariance",

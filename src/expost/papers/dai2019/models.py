@@ -18,13 +18,23 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.objectives import ELBO
-from expost.runs.experiment import UNIT_POINTS, BudgetName, Recipe, Task, cpu_training, decoder_head, smoke_training
-from expost.runs.networks import IMAGES, POINTS, Pair
+from expost.papers.dai2019.nets import dai_decoder, dai_encoder
+from expost.papers.dai2019.residual import dai_residual_decoder, dai_residual_encoder, dai_wae_decoder, dai_wae_encoder
+from expost.runs.experiment import UNIT_POINTS, BudgetName, Recipe, Task, cpu_training, decoder_head, register, smoke_training
+from expost.runs.networks import IMAGES, POINTS, Pair, add_network
 from expost.train.schedules import Halving
 from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.settings import Training
 
-__all__ = ["RECIPES"]
+add_network("dai", dai_encoder, dai_decoder, "dai2019, neutral InfoGAN net, spectrally normalised encoder")
+add_network("dai-residual", dai_residual_encoder, dai_residual_decoder, "dai2019, residual net of the paper (flattened, two blocks)")
+add_network(
+    "dai-residual-code",
+    partial(dai_residual_encoder, blocks=1, pool="mean"),
+    partial(dai_residual_decoder, blocks=1),
+    "dai2019, residual net of the released code (pooled, one block)",
+)
+add_network("dai-wae", dai_wae_encoder, dai_wae_decoder, "dai2019, the repository's WAE net")
 
 _LATENT = {"digits": 16}
 #: data set -> (epochs, halve every) of the first and the second stage, from the supplement.
@@ -89,7 +99,7 @@ def _row(
     )
 
 
-RECIPES = (
+register(
     _row("vae-cross-entropy", "VAE, cross-entropy of grey levels", heads.CrossEntropy, ("prior",), (IMAGES, UNIT_POINTS)),
     _row("vae-fixed", "VAE, decoder variance fixed at 1", partial(_gaussian, 1.0), ("prior",)),
     _row("vae-learned", "VAE, learned decoder variance", partial(_gaussian, "shared"), ("prior",)),

@@ -1,4 +1,4 @@
-"""The "neutral" and the second-stage networks of Dai & Wipf (2019), Diagnosing and enhancing VAE models.
+"""The "neutral" networks of Dai & Wipf (2019), Diagnosing and enhancing VAE models.
 
 *Neutral* (their Table 1; the InfoGAN net of Lucic et al. 2018), for s x s images, s a multiple of 4:
 
@@ -8,23 +8,18 @@
 with slope .2 and, in the encoder, spectral normalisation of every weight. Weights start from N(0, .02²) (convolutions truncated at
 two standard deviations), biases from 0; batch normalisation has decay .999 (PyTorch: momentum .001).
 
-*Second stage*, codes to codes: three linear layers of 1024 with ReLU, their result beside the input, one linear layer.
-The residual and the WAE networks are in ``dai_residual``. The scalar log γ belongs to the head.
+The residual and the WAE networks are in ``residual``, those of the second stage in :mod:`expost.train.second_stage`. The scalar log γ belongs to the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
-from expost.nets.mlp import mlp
-from expost.nets.shapes import Maps, Rows, Shape, glorot, image, multiple
+from expost.nets.shapes import Maps, Rows, Shape, image, multiple
 from expost.nets.spectral import spectrally_normalised
 
-__all__ = ["SkipToEnd", "dai_decoder", "dai_encoder", "dai_second_decoder", "dai_second_encoder"]
+__all__ = ["dai_decoder", "dai_encoder"]
 
 
 def _norm1(features: int) -> nn.Module:
@@ -85,28 +80,3 @@ def dai_decoder(latent: int, shape: Shape, out: int) -> nn.Module:
     )
     _small_normal(net)
     return net
-
-
-class SkipToEnd(nn.Module):
-    """x (B, inputs) -> (B, out): last([x, hidden(x)]), the second stage's net."""
-
-    def __init__(self, inputs: int, out: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        if not hidden:
-            raise ValueError("the second stage needs at least one hidden layer: hidden=(1024, 1024, 1024) is the paper's")
-        self.hidden = nn.Sequential(mlp([inputs, *hidden]), nn.ReLU())
-        self.last = Linear(inputs + hidden[-1], out)
-        glorot(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.cat((x, self.hidden(x)), -1))
-
-
-def dai_second_encoder(inputs: int, out: int, hidden: Sequence[int] = (1024, 1024, 1024)) -> nn.Module:
-    """z (B, inputs) -> (B, out); the paper's out is 2 inputs: μ_u and log σ_u. (2048 wide for the supplement's Figure 1.)"""
-    return SkipToEnd(inputs, out, hidden)
-
-
-def dai_second_decoder(latent: int, out: int, hidden: Sequence[int] = (1024, 1024, 1024)) -> nn.Module:
-    """u (B, latent) -> ẑ (B, out), linear at the end."""
-    return SkipToEnd(latent, out, hidden)

@@ -25,8 +25,8 @@ from expost.autoencoder import Autoencoder
 from expost.divergences import multi_scale_imq
 from expost.results import Curve, Result, Series, Table
 from expost.seeds import generator, permutation, some
-from expost.train.second_stage import SecondStage
 from expost.tensors import check_finite
+from expost.train.second_stage import SecondStage
 
 __all__ = ["Codes", "LatentSpectra", "Spectrum", "latent_spectra", "singular_spectrum", "squared_mmd"]
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from expost import heads
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import point
-from expost.system.progress import Bar
 from expost.results import Curve, Result
 from expost.seeds import seed_from
+from expost.system.progress import Bar
 from expost.tensors import batches, unit
 
 __all__ = ["VarianceTrace", "decoder_variance", "optimal_variance", "variance_trace"]

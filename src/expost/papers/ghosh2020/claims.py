@@ -15,10 +15,10 @@ from expost.evaluate.interpolate import slerp
 from expost.evaluate.metrics.prd import prd
 from expost.objectives import ELBO, RAE
 from expost.papers.ghosh2020.figures import copies_table, figure3_left, figure3_right
-from expost.runs.lab import Lab
 from expost.papers.ghosh2020.table import MODELS, ORDERINGS, RAES, SINGLE, measured, recall_rises, scores_of
 from expost.papers.verdict import Verdict
 from expost.results import format_number
+from expost.runs.lab import Lab
 from expost.seeds import seeded, some
 
 __all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "c12", "c13", "c18"]

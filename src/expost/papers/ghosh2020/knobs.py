@@ -14,8 +14,8 @@ from expost.autoencoder import Autoencoder
 from expost.evaluate.features.base import cached_features, extract
 from expost.evaluate.metrics.frechet import FeatureStats, frechet_distance
 from expost.objectives import ELBO
-from expost.runs.lab import Lab
 from expost.results import Curve
+from expost.runs.lab import Lab
 from expost.seeds import some
 from expost.train.fit import Watch
 

@@ -24,10 +24,10 @@ from expost.density.fitting import WIDEST, codes_for, drawn_in, held_out_split, 
 from expost.density.normal import StandardNormal
 from expost.distributions import point
 from expost.objectives.elbo import ELBO
-from expost.train.schedules import Plateau
 from expost.seeds import permutation, seeded
-from expost.train.second_stage import CPU
 from expost.train.fit import fit
+from expost.train.schedules import Plateau
+from expost.train.second_stage import CPU
 from expost.train.settings import Training
 
 __all__ = ["PAPER", "MeanStage", "short_training"]

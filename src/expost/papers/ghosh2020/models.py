@@ -10,7 +10,6 @@ the decoder variance γ = ½, where the distortion is ‖x - x̂‖² up to a co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -20,17 +19,28 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
-from expost.papers.ghosh2020.mean_stage import PAPER as STAGE_PAPER
 from expost.objectives import ELBO, RAE, WAE, DecoderL2, GradientPenalty, Objective
-from expost.runs.experiment import BudgetName, Recipe, Task, cpu_training, decoder_head, smoke_training
-from expost.runs.networks import Pair
+from expost.papers.ghosh2020.mean_stage import PAPER as STAGE_PAPER
+from expost.papers.ghosh2020.nets import ghosh_celeba_decoder, ghosh_celeba_encoder, ghosh_decoder, ghosh_encoder
+from expost.runs.experiment import BudgetName, Recipe, Task, cpu_training, decoder_head, register, smoke_training
+from expost.runs.networks import Pair, add_network, with_spectral
+from expost.runs.rows import half_gaussian, latent
 from expost.train.schedules import Plateau
 from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.settings import Training
 
-__all__ = ["RECIPES", "STAGE_WEIGHTS", "WEIGHTS", "build", "latent", "stage_spec"]
+__all__ = ["STAGE_WEIGHTS", "WEIGHTS", "build", "latent", "stage_spec"]
 
-_LATENT = {"mnist": 16, "fashion_mnist": 16, "cifar10": 128, "celeba": 64, "digits": 8}
+add_network("ghosh", ghosh_encoder, ghosh_decoder, "ghosh2020, MNIST (32 x 32) and CIFAR-10")
+with_spectral("ghosh")
+add_network("ghosh-celeba", ghosh_celeba_encoder, ghosh_celeba_decoder, "ghosh2020, CelebA (64 x 64)")
+with_spectral("ghosh-celeba")
+add_network(
+    "ghosh-celeba-64",
+    partial(ghosh_celeba_encoder, width=64),
+    partial(ghosh_celeba_decoder, width=64),
+    "ghosh2020, CelebA, half as wide: what its code uses for the CV-VAE",
+)
 
 #: 002's code units, by model and data set; other data sets use MNIST's.
 WEIGHTS: dict[str, dict[str, tuple[float, ...]]] = {
@@ -48,12 +58,6 @@ STAGE_WEIGHTS = {"mnist": 1.5e-3, "cifar10": 1e-3, "celeba": 2e-3}
 _PAPER_EPOCHS = {"mnist": 100, "cifar10": 100, "celeba": 70}
 _PAPER_LR = {"vae": 1e-4, "cv-vae": 1e-4, "wae": 1e-3}  # the others: 5e-4, CelebA 1e-3
 
-gaussian = partial(heads.Gaussian, scale=math.sqrt(0.5))  # γ = ½: distortion = ‖x - x̂‖² + const
-
-
-def latent(task: Task) -> int:
-    return _LATENT.get(task.data, 16)
-
 
 def weights(model: str, task: Task) -> tuple[float, ...]:
     return WEIGHTS[model].get(task.data, WEIGHTS[model]["mnist"])
@@ -68,7 +72,7 @@ def build(task: Task, d: int, pair: Pair, head: Callable[[], heads.Head], prior:
     """Encoder with the given head, sigmoid Gaussian decoder with γ = ½."""
     from torch import sigmoid
 
-    encoder_head, last = head(), decoder_head(partial(gaussian, link=sigmoid), task)
+    encoder_head, last = head(), decoder_head(partial(half_gaussian, link=sigmoid), task)
     return Autoencoder(
         Conditional(pair.encoder(task.shape, encoder_head.size(d)), encoder_head, 1, len(task.shape)),
         Conditional(pair.decoder(d, task.shape, last.size(task.shape[0])), last, len(task.shape), 1),
@@ -149,7 +153,7 @@ def _row(model: str, summary: str, head: Callable[[], heads.Head], prior: bool, 
 
 _diagonal = partial(heads.Diagonal, heads.exp_tanh)
 
-RECIPES = (
+register(
     _row("vae", "VAE, Gaussian decoder, KL weight of 002", _diagonal, True, _elbo),
     _row("cv-vae", "VAE with constant encoder std 0.7", partial(heads.Constant, 0.7), True, _elbo),
     _row("wae", "WAE-MMD, multi-scale IMQ kernel", heads.Dirac, True, _wae),

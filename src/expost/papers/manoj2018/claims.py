@@ -8,16 +8,16 @@ import math
 import torch
 from torch import Tensor
 
+from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import LARGEST_MASS, half_space_radius, isoperimetric_bound, radius_bounds, sector_radius, theorem_bound
 from expost.diagnose.classes.classify import Classify, outputs, prior_codes
+from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.diagnose.classes.masses import class_masses, renyi_entropy
 from expost.diagnose.classes.radius import ClassRadius, segment_radius, smallest
-from expost.diagnose.classes.attack import attack_radius, refined_radius
-from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.papers.manoj2018.figures import estimators, modes
-from expost.runs.lab import Lab
 from expost.papers.manoj2018.spaces import MODELS, PLANE, TAU, Space, space
 from expost.papers.verdict import Verdict
+from expost.runs.lab import Lab
 from expost.seeds import seeded
 
 __all__ = ["d1", "d2", "d3", "d4", "d5", "d6", "d7", "d8", "d9", "sectors", "voronoi"]

@@ -14,11 +14,11 @@ from expost.diagnose.classes.bounds import LARGEST_MASS, isoperimetric_bound, se
 from expost.diagnose.classes.distances import class_codes
 from expost.papers.ghosh2020.figures import SHOWN, Strips
 from expost.papers.manoj2018.grid import PRINTED, grid_models
-from expost.runs.lab import Lab
 from expost.papers.manoj2018.spaces import MODELS, PLANE, TAU, Space, space
-from expost.results import Curve, Series, Table
-from expost.seeds import draw
 from expost.papers.yu2020.demonstrations import Demonstration
+from expost.results import Curve, Series, Table
+from expost.runs.lab import Lab
+from expost.seeds import draw
 
 __all__ = ["before_and_after", "coverage_curves", "estimators", "modes", "samples", "scatter"]
 

@@ -24,11 +24,11 @@ from expost.diagnose.classes.bounds import isoperimetric_bound
 from expost.diagnose.classes.classify import LatentClasses, prior_codes
 from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.objectives import ELBO
-from expost.runs.experiment import BudgetName
 from expost.papers.published import published
-from expost.train.schedules import Cosine
+from expost.runs.experiment import BudgetName
 from expost.seeds import generator, seeded
 from expost.train.fit import fit
+from expost.train.schedules import Cosine
 from expost.train.settings import Training
 
 __all__ = ["PRINTED", "GridModel", "grid_models", "lattice", "lattice_model", "lattice_points"]

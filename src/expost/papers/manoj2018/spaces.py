@@ -13,18 +13,18 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from expost import data
+from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import HIGHEST, entropy_bound, radius_bounds
-from expost.diagnose.classes.distances import class_codes, prior_reach
 from expost.diagnose.classes.classify import LatentClasses, outputs, prior_codes
+from expost.diagnose.classes.distances import class_codes, prior_reach
+from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.diagnose.classes.masses import class_masses, coverage
 from expost.diagnose.classes.radius import segment_radius, smallest
-from expost.diagnose.classes.attack import attack_radius, refined_radius
-from expost.diagnose.classes.grid import class_grid, grid_radius
-from expost.evaluate.features.classifier import TrainedClassifier
 from expost.evaluate.features.base import images
+from expost.evaluate.features.classifier import TrainedClassifier
+from expost.results import Result
 from expost.runs.lab import Lab
 from expost.runs.run import Run
-from expost.results import Result
 
 __all__ = ["MODELS", "PLANE", "TAU", "Space", "classifier_of", "differentiable_logits", "latent_classes", "space"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from expost.discrete import DiscretizedLogistic
-from expost.runs.lab import Lab
 from expost.papers.verdict import Verdict
-from expost.results import format_number
-from expost.seeds import seeded
 from expost.papers.yu2020.demonstrations import Demonstration, linear_flow, noisy_channel, rescaling, two_solutions
+from expost.results import format_number
+from expost.runs.lab import Lab
+from expost.seeds import seeded
 
 __all__ = ["e7", "e8", "e9", "e11", "e13"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from expost.runs.lab import Lab
-from expost.papers.yu2020.lossless import coders, rates
 from expost.papers.measures import short
-from expost.papers.yu2020.plane import DENSITIES, dark_mass, likelihoods
 from expost.papers.verdict import Verdict
+from expost.papers.yu2020.lossless import coders, rates
+from expost.papers.yu2020.plane import DENSITIES, dark_mass, likelihoods
+from expost.runs.lab import Lab
 
 MODELS = ("yu2020/vae", "yu2020/iwae")
 

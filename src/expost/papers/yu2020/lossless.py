@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from expost.codec import compress, decompress, general_purpose, negative_elbo
-from expost.system.hashes import content_hash
 from expost.objectives.noise import binarised
-from expost.runs.lab import Lab
 from expost.results import Table
+from expost.runs.lab import Lab
 from expost.seeds import some
+from expost.system.hashes import content_hash
 
 __all__ = ["Coder", "coders", "compression_table", "rates"]
 

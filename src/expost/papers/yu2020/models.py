@@ -11,20 +11,48 @@ trained together by the ELBO, one sample at each level.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
-from expost import heads, nets
+from torch import nn
+
+from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.objectives import ELBO, IWAE, Binarised
-from expost.runs.experiment import BudgetName, Task, cpu_training, smoke_training
-from expost.runs.networks import IMAGES, POINTS, Pair
-from expost.papers.classics import learned, row
+from expost.papers.yu2020.nets import yu_decoder, yu_encoder
+from expost.papers.yu2020.squeezed import maps_decoder, maps_encoder, squeezed_decoder, squeezed_encoder
+from expost.runs.experiment import BudgetName, Task, cpu_training, register, smoke_training
+from expost.runs.networks import IMAGES, POINTS, Pair, add_network
+from expost.runs.rows import learned, row
 from expost.train.schedules import Cosine, Milestones
 from expost.train.settings import Training
 
-__all__ = ["RECIPES"]
+
+def _points(build: Callable[..., nn.Module], **options: int) -> Callable[..., nn.Module]:
+    """A network on vectors as an encoder of points (d,)."""
+    return lambda shape, out: build(shape[0], out, **options)
+
+
+def _point_decoder(**options: int) -> Callable[..., nn.Module]:
+    return lambda latent, shape, out: yu_decoder(latent, out, **options)
+
+
+def _add_squeezed(name: str, summary: str, width: int, encoder_blocks: tuple[int, int], decoder_blocks: tuple[int, int]) -> None:
+    for maps in (False, True):
+        encoder = partial(squeezed_encoder, width=width, blocks=encoder_blocks, maps=maps)
+        decoder = partial(squeezed_decoder, width=width, blocks=decoder_blocks, maps=maps)
+        add_network(f"{name}-maps" if maps else name, encoder, decoder, f"{summary}{', latent maps' if maps else ''}")
+
+
+_add_squeezed("squeezed", "residual blocks at half and quarter resolution, for likelihoods", 32, (1, 2), (2, 2))
+_add_squeezed("squeezed-wide", "the same, wider and deeper, for a GPU", 96, (2, 4), (4, 4))
+add_network("yu", _points(yu_encoder), _point_decoder(), "yu2020, weight-normed dense block, growth 1024, depth 6", (POINTS,))
+add_network(
+    "yu-small", _points(yu_encoder, growth=96, depth=4), _point_decoder(growth=96, depth=4), "yu2020 at CPU scale: growth 96, depth 4",
+    (POINTS,),
+)  # fmt: skip
 
 MAPS = 8
 """Channels of the outer latents of the two-level model."""
@@ -57,8 +85,8 @@ def _two_level(task: Task, d: int, pair: Pair) -> Autoencoder:
     maps = (MAPS, height // 4, width // 4)
     pixel, outer, inner, between = heads.LogisticMixture(), heads.Diagonal(), heads.Diagonal(), heads.Gaussian("pixel")
     prior = Autoencoder(
-        Conditional(nets.maps_encoder(maps, inner.size(d)), inner, 1, 3),
-        Conditional(nets.maps_decoder(d, maps, between.size(MAPS)), between, 3, 1),
+        Conditional(maps_encoder(maps, inner.size(d)), inner, 1, 3),
+        Conditional(maps_decoder(d, maps, between.size(MAPS)), between, 3, 1),
         StandardNormal(d),
         samples=1,
     )
@@ -70,7 +98,7 @@ def _squeezed(budget: BudgetName, task: Task) -> str:
     return "squeezed-wide" if budget == "paper" else "squeezed"
 
 
-RECIPES = (
+register(
     row(
         "yu2020/vae", "VAE of 004 on a 2-D density, free bits 0.05", "yu2020",
         encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: ELBO(free_bits=0.05), latent=lambda task: 2,

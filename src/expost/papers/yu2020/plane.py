@@ -11,10 +11,10 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.data import toy
-from expost.papers.yu2020.plane_maps import GridLikelihood, colours, density_map, grid_likelihood, latent_map
-from expost.runs.lab import Lab
 from expost.papers.published import published
+from expost.papers.yu2020.plane_maps import GridLikelihood, colours, density_map, grid_likelihood, latent_map
 from expost.results import Table
+from expost.runs.lab import Lab
 
 __all__ = ["DENSITIES", "TARGET", "PlaneTable", "likelihoods", "plane_table", "reached"]
 

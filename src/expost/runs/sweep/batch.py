@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from expost.runs.lab import silent
+from expost.runs.sweep import worker
+from expost.runs.sweep.jobs import Job, ending, state
+from expost.runs.sweep.lock import holder
+from expost.runs.sweep.pool import Ended, Executor, Started, Work
+from expost.runs.sweep.table import figures, varying
 from expost.system.interrupt import Interruptible
 from expost.system.progress import Bar
-from expost.runs.sweep import worker
-from expost.runs.sweep.pool import Ended, Executor, Started, Work
-from expost.runs.sweep.jobs import Job, ending, state
-from expost.runs.lab import silent
-from expost.runs.sweep.lock import holder
-from expost.runs.sweep.table import figures, varying
 
 __all__ = ["Outcome", "Status", "run_jobs"]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from expost.train.folder import RunFolder
-from expost.train.history import History
 from expost.runs import overrides
 from expost.runs.experiment import BudgetName, find
 from expost.runs.lab import check_root, run_path
 from expost.runs.run import plan
+from expost.train.folder import RunFolder
+from expost.train.history import History
 
 __all__ = ["Job", "State", "ending", "expand", "parse_axis", "state"]
 

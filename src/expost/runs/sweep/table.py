@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from expost.autoencoder import evaluating
-from expost.train.folder import RunFolder
-from expost.system.files import write_json, write_text
-from expost.runs.experiment import Task, find
-from expost.runs.sweep.jobs import Job, ending
-from expost.runs.run import plan
 from expost.results import Table
+from expost.runs.experiment import Task, find
+from expost.runs.run import plan
+from expost.runs.sweep.jobs import Job, ending
 from expost.seeds import seeded, some
+from expost.system.files import write_json, write_text
+from expost.train.folder import RunFolder
 
 if TYPE_CHECKING:
     from expost.runs.sweep.batch import Outcome

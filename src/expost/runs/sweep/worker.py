@@ -18,12 +18,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from expost.train.folder import RunFolder
-from expost.system.files import write_json
-from expost.runs.sweep.jobs import Job, state
 from expost.runs.lab import run_path
-from expost.runs.sweep.lock import Locked, hold
 from expost.runs.run import plan, train_run
+from expost.runs.sweep.jobs import Job, state
+from expost.runs.sweep.lock import Locked, hold
+from expost.system.files import write_json
+from expost.train.folder import RunFolder
 
 __all__ = ["LOCKED", "LOG", "REPORT", "command", "read_report", "train", "work"]
 

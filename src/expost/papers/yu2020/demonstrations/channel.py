@@ -27,9 +27,9 @@ from torch.distributions import Independent, Normal
 
 from expost.density import StandardNormal
 from expost.divergences import kl
+from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.results import Curve, Series, Table
 from expost.seeds import seeded
-from expost.papers.yu2020.demonstrations.base import Demonstration
 
 __all__ = ["identity_error", "noisy_channel", "random_coding_error", "simulated_error"]
 

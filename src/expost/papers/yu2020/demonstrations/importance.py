@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.results import Curve, Series, Table
 from expost.seeds import seeded
-from expost.papers.yu2020.demonstrations.base import Demonstration
 
 __all__ = ["estimates", "importance_sampling"]
 
