@@ -9,8 +9,7 @@ import torch
 
 from expost.report import Section, colours, grid, save_panels, save_picture, write_page
 from expost.report.figures import strip_sections
-from expost.results import Table
-from expost.runs.strips import Strips
+from expost.results import Strips, Table
 
 
 def test_grid_places_every_image() -> None:

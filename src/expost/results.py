@@ -7,11 +7,14 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from expost.system.schema import printable
 
-__all__ = ["Curve", "Result", "Series", "Table", "format_number"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Curve", "Demonstration", "Result", "SHOWN", "Series", "Strips", "Table", "Verdict", "format_number", "word"]
 
 
 def format_number(value: Any) -> str:
@@ -205,3 +208,80 @@ class Series:
 
     def to_json(self) -> dict[str, Any]:
         return {"label": self.label, "curve": self.curve.to_json(), "kind": self.kind, "error": list(self.error)}
+
+
+def word(holds: bool) -> str:
+    """How tables and claims print a verdict."""
+    return "holds" if holds else "FAILS"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes: ``measured`` (one line with the figures), whether the claim ``holds``, ``figures`` by name."""
+
+    measured: str
+    holds: bool
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A claim, computed: numbers and curves; :mod:`expost.report` draws them.
+
+    Attributes:
+        name: of the demonstration or figure.
+        title: a few words.
+        claim: one sentence that could be false.
+        table: the numbers.
+        series: the curves.
+        holds: whether every check of the claim passed, at the tolerances stated in the demonstration's docstring.
+        figures: the numbers on which ``holds`` was decided, by name.
+        notes: what the reader must know.
+    """
+
+    name: str
+    title: str
+    claim: str
+    table: Table
+    series: tuple[Series, ...]
+    holds: bool
+    figures: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        bad = [name for name, value in self.figures.items() if not math.isfinite(value)]
+        assert not bad, f"figures of {self.name} are not finite: {bad}"
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {format_number(value)}" for name, value in self.figures.items())
+        verdict = "holds" if self.holds else "DOES NOT HOLD"
+        lines = [self.title, f"claim: {self.claim}", f"{verdict}: {figures}", "", str(self.table)]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "claim": self.claim,
+            "table": self.table.to_json(),
+            "series": [s.to_json() for s in self.series],
+            "holds": self.holds,
+            "figures": self.figures,
+            "notes": list(self.notes),
+        }
+
+
+#: Images in a strip, unless a figure says otherwise.
+SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Labelled strips of images, ``columns`` images each; ``captions`` stand under the images of a row."""
+
+    name: str
+    title: str
+    caption: str
+    rows: dict[str, Tensor]
+    columns: int = SHOWN
+    captions: dict[str, list[str]] = field(default_factory=dict)

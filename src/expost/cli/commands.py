@@ -61,7 +61,7 @@ class List:
     def run(self) -> None:
         from expost.data import names
         from expost.density.spec import SPECS
-        from expost.papers.reproduce import TARGETS
+        from expost.papers.base import targets as reproducible
         from expost.results import Table
         from expost.runs.experiment import recipes as rows
         from expost.runs.networks import NETWORKS
@@ -83,7 +83,7 @@ class List:
         for name, pair in NETWORKS.items():
             networks.add(name, pair.summary, ", ".join(pair.takes))
         targets = Table(("target", "what"), title="Tables and figures: expost reproduce TARGET")
-        for target in TARGETS.values():
+        for target in reproducible().values():
             targets.add(target.name, target.summary)
         echo("\n\n".join(str(t) for t in (recipes, sets, densities, networks, targets)))
 

@@ -36,8 +36,8 @@ class Reproduce(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
+        from expost.papers.base import find_target
         from expost.papers.citations import CITATIONS
-        from expost.papers.reproduce import find_target
         from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections
         from expost.report.maps import save_maps

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from expost.papers.claims import claims_of
-from expost.papers.verdict import word
+from expost.papers.base import claims_of
+from expost.results import word
 from expost.runs.lab import Lab
 from expost.system.progress import Bar
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from expost.papers.yu2020.demonstrations.base import Demonstration
-from expost.results import Series
+from expost.results import Demonstration, Series
 from expost.system.files import atomic
 
 __all__ = ["draw", "save"]

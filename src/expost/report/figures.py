@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.report.demonstrations import save
 from expost.report.page import Section
 from expost.report.pictures import attempt, colours, save_panels
-from expost.runs.strips import Strips
+from expost.results import Demonstration, Strips
 
 __all__ = ["chart_sections", "strip_sections"]
 

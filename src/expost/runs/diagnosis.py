@@ -21,12 +21,10 @@ from expost.diagnose.findings import PERPLEXITY, Diagnosis, Finding, Remedy, dia
 from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.features.classifier import TrainedClassifier
 from expost.objectives import ELBO
-from expost.papers.yu2020.demonstrations import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import SHOWN, Curve, Demonstration, Series, Strips, Table
 from expost.runs.classes import class_report
 from expost.runs.origin import arguments
 from expost.runs.run import Run, fitted_at
-from expost.runs.strips import SHOWN, Strips
 from expost.runs.wrapped import code_options
 from expost.seeds import draw, seeded, some
 from expost.tensors import unit

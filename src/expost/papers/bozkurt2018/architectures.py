@@ -13,11 +13,9 @@ import torch
 from expost.diagnose.optimal import OptimalDecoder
 from expost.papers.bozkurt2018.figures import judge, run_of, title_of
 from expost.papers.bozkurt2018.nets import BOZKURT_HIDDEN
-from expost.papers.yu2020.demonstrations import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Strips, Table
 from expost.runs.experiment import BudgetName
 from expost.runs.lab import Lab
-from expost.runs.strips import Strips
 
 __all__ = ["Architecture", "architectures", "correlations", "digit_strips", "recipe_of", "sweep_figure"]
 

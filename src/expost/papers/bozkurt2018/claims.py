@@ -6,14 +6,15 @@ import torch
 
 from expost.diagnose.optimal import aggregate_of
 from expost.evaluate.features.classifier import TrainedClassifier
+from expost.papers.base import Claim
 from expost.papers.bozkurt2018.architectures import architectures, correlations
 from expost.papers.bozkurt2018.figures import BINS, HELD_OUT, UP_TO, before_training, digit_images, examine, mini, mini_map, run_of
-from expost.papers.verdict import Verdict
+from expost.results import Verdict
 from expost.runs.lab import Lab
 from expost.seeds import some
 from expost.tensors import batches, unit
 
-__all__ = ["a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "a10", "a11"]
+__all__ = ["CLAIMS"]
 
 
 def a1(lab: Lab) -> Verdict:
@@ -151,3 +152,54 @@ def a11(lab: Lab) -> Verdict:
         shares[name.partition(",")[0]] = float((predicted == HELD_OUT).double().mean())
     text = f"reconstructions of unseen {HELD_OUT}s classified as {HELD_OUT}: shallow {shares['shallow']:.3f}, deep {shares['deep']:.3f}"
     return Verdict(text, shares["shallow"] > shares["deep"], shares)
+
+
+CLAIMS = (
+    Claim(
+        "A1",
+        "M",
+        "optimal-decoder weights sum to 1, the largest is at least 1/N, perplexity lies in [1, N], the weighted average in [0, 1] and equals the free-decoder optimum",
+        "optimal-decoder kernel",
+        a1,
+    ),
+    Claim(
+        "A2",
+        "S",
+        "the perplexity of the optimal-decoder weights peaks at 1 (> 40 % of test digits below 1.2)",
+        "d = 50, shallow and deep, with and without the digit",
+        a2,
+    ),
+    Claim(
+        "A3",
+        "S",
+        "shallow, held-out digit: reconstructions are closer to the input than to the weighted average (fraction > .7)",
+        "BCE to input and to weighted average",
+        a3,
+    ),
+    Claim(
+        "A4",
+        "S",
+        "deep, held-out digit: the same fraction is below .5 and lower than the shallow one by more than .2",
+        "BCE to input and to weighted average",
+        a4,
+    ),
+    Claim("A5", "S", "deep reconstructions are closer to the input when the digit was in training", "mean BCE", a5),
+    Claim(
+        "A6",
+        "S",
+        "for a digit in training, reconstruction and weighted average are nearer each other than for a held-out one",
+        "mean BCE minus entropy, deep",
+        a6,
+    ),
+    Claim("A7", "S", "over 20 architectures, depth predicts memorisation better than the number of parameters", "rank correlations", a7),
+    Claim("A8", "S", "all single-hidden-layer models reconstruct the held-out digit closer to input than to weighted average", "BCE", a8),
+    Claim("A9", "S", "mini-MNIST: posterior stds shrink with training (median below .1)", "posterior scales", a9),
+    Claim("A10", "S", "the prior-weighted share of the latent plane with largest weight > .9 exceeds .8", "grid", a10),
+    Claim(
+        "A11",
+        "S",
+        "shallow reconstructions of held-out 9s are classified as 9 more often than deep ones",
+        "classifier of the evaluation",
+        a11,
+    ),
+)

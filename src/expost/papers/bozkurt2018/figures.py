@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from expost.diagnose.optimal import LatentMap, OptimalDecoder, latent_map, optimal_decoder
-from expost.papers.yu2020.demonstrations import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Strips, Table
 from expost.runs.lab import Lab
 from expost.runs.run import Run
-from expost.runs.strips import Strips
 from expost.seeds import draw
 from expost.tensors import unit
 

@@ -17,10 +17,8 @@ from expost.diagnose.codes.variances import EncoderVariances, encoder_variances,
 from expost.papers.dai2019.noise import NoiseDirections, noise_directions
 from expost.papers.dai2019.spectra import LatentSpectra, latent_spectra
 from expost.papers.dai2019.variance import VarianceTrace, decoder_variance, variance_trace
-from expost.papers.ghosh2020.figures import SHOWN, Strips
 from expost.papers.published import published
-from expost.papers.yu2020.demonstrations import Demonstration
-from expost.results import Series, Table
+from expost.results import SHOWN, Demonstration, Series, Strips, Table
 from expost.runs.lab import Lab
 from expost.runs.run import Run
 from expost.seeds import some

@@ -6,11 +6,10 @@ is fragile (W), the second stage's gain and the reconstruction error are not.
 
 from __future__ import annotations
 
+from expost.papers.dai2019.claims import b1, b2, b3, b4
 from expost.papers.ghosh2020.table import controls_of, same_scale
-from expost.papers.measures import b1, b2, b3, b4
 from expost.papers.published import published
-from expost.papers.verdict import word
-from expost.results import Table
+from expost.results import Table, word
 from expost.runs.lab import Lab
 
 __all__ = ["ROWS", "table1"]

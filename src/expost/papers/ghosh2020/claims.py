@@ -14,14 +14,14 @@ from expost.evaluate.features.base import extract
 from expost.evaluate.interpolate import slerp
 from expost.evaluate.metrics.prd import prd
 from expost.objectives import ELBO, RAE
+from expost.papers.base import Claim
 from expost.papers.ghosh2020.figures import copies_table, figure3_left, figure3_right
 from expost.papers.ghosh2020.table import MODELS, ORDERINGS, RAES, SINGLE, measured, recall_rises, scores_of
-from expost.papers.verdict import Verdict
-from expost.results import format_number
+from expost.results import Verdict, format_number
 from expost.runs.lab import Lab
 from expost.seeds import seeded, some
 
-__all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10", "c11", "c12", "c13", "c18"]
+__all__ = ["CLAIMS"]
 
 
 def _ordering(lab: Lab, name: str) -> Verdict:
@@ -150,3 +150,72 @@ def c18(lab: Lab) -> Verdict:
         ae < 1e-9 and cv < 1e-4,
         {"ae": ae, "cv": cv},
     )
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "S",
+        "GMM-10 sample FD is below the N column's for VAE, CV-VAE, WAE, RAE-GP/L2/SN, RAE, AE",
+        "FD of 10 000 samples; N is N(0, I) for VAE and WAE, else a fitted Gaussian",
+        c1,
+    ),
+    Claim("C2", "S", "plain AE: the Gaussian's FD is at least twice the GMM's", "FD of 10 000 samples", c2),
+    Claim("C3", "S", "the best GMM FD belongs to a RAE, AE or WAE, not to VAE or CV-VAE", "FD of 10 000 samples", c3),
+    Claim(
+        "C4",
+        "S",
+        "every RAE variant reconstructs better than the VAE (FD and MSE)",
+        "FD of reconstructed validation images, test MSE",
+        c4,
+    ),
+    Claim("C5", "S", "RAE + GMM beats VAE + N(0, I) in sample FD", "FD of 10 000 samples", c5),
+    Claim("C6", "W", "a RAE is first in the N column except on MNIST", "FD of 10 000 samples, all nine models", c6),
+    Claim("C7", "S", "interpolation midpoints of RAEs are not worse than the VAE's", "FD of 10 000 decoded midpoints", c7),
+    Claim(
+        "C8",
+        "S",
+        "the GMM does not overfit: validation log-likelihood within 2 % of training; 100 components change FD marginally",
+        "mean log-likelihood per code of ghosh2020/rae; FD with gmm:10 and gmm:100",
+        c8,
+    ),
+    Claim("C9", "S", "PRD: GMM at least equals N in recall for WAE and RAE; self-comparison > .97", "F8 and F1/8 of 10 000 samples", c9),
+    Claim(
+        "C10",
+        "S",
+        "more latent samples lower the reconstruction FD (k = 1 worst)",
+        "test reconstructions after equal epochs, k = 1, 2, 5, 10",
+        c10,
+    ),
+    Claim(
+        "C11",
+        "S",
+        "a larger KL weight worsens reconstruction and improves samples up to an optimum",
+        "FD of ghosh2020/vae over seven weights",
+        c11,
+    ),
+    Claim(
+        "C12",
+        "S",
+        "samples are not copies: nearest-training distance > 50 % of the test set's",
+        "medians over 2000 samples (GMM-10) and test images, pixels",
+        c12,
+    ),
+    Claim("C13", "M", "slerp: exact endpoints, constant norm for equal norms, symmetric midpoint", "closed forms on random codes", c13),
+    Claim("C14", "M", "the expression scorer gives the nine golden values", "grammar models"),
+    Claim("C15", "S", "validity: GRAE and GVAE at least .95, above CVAE", "grammar models"),
+    Claim("C16", "W", "molecules: validity GRAE > GVAE > CVAE", "grammar models"),
+    Claim(
+        "C17",
+        "M",
+        "complete grammar decodes parse; both gradient penalties agree on a linear decoder up to the known factor",
+        "grammar models",
+    ),
+    Claim(
+        "C18",
+        "M",
+        "AE = RAE at beta = lambda = 0; CV-VAE with sigma -> 0 and matched beta equals RAE",
+        "losses of the same network on the same batch",
+        c18,
+    ),
+)

@@ -19,11 +19,9 @@ from expost.papers.ghosh2020.knobs import WATCHED, during_training, kl_weights
 from expost.papers.ghosh2020.mean_stage import MeanStage
 from expost.papers.ghosh2020.models import stage_spec
 from expost.papers.ghosh2020.table import MODELS, SINGLE, normal_of
-from expost.papers.yu2020.demonstrations import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import SHOWN, Curve, Demonstration, Series, Strips, Table
 from expost.runs.lab import Lab
 from expost.runs.run import Run
-from expost.runs.strips import SHOWN, Strips
 from expost.seeds import some
 from expost.statistics.neighbours import nearest
 from expost.tensors import unit

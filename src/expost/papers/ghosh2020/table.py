@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from expost.evaluate.protocol import DEFAULT, Scores
 from expost.papers.ghosh2020.models import stage_spec
 from expost.papers.published import published
-from expost.papers.verdict import word
-from expost.results import Table, format_number
+from expost.results import Table, format_number, word
 from expost.runs.lab import Lab
 
 __all__ = ["DATA", "MODELS", "ORDERINGS", "Columns", "Ordering", "controls_of", "measured", "printed", "same_scale", "table1", "table2"]

@@ -14,13 +14,14 @@ from expost.diagnose.classes.classify import Classify, outputs, prior_codes
 from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.diagnose.classes.masses import class_masses, renyi_entropy
 from expost.diagnose.classes.radius import ClassRadius, segment_radius, smallest
+from expost.papers.base import Claim
 from expost.papers.manoj2018.figures import estimators, modes
 from expost.papers.manoj2018.spaces import MODELS, PLANE, TAU, Space, space
-from expost.papers.verdict import Verdict
+from expost.results import Verdict
 from expost.runs.lab import Lab
 from expost.seeds import seeded
 
-__all__ = ["d1", "d2", "d3", "d4", "d5", "d6", "d7", "d8", "d9", "sectors", "voronoi"]
+__all__ = ["CLAIMS", "sectors", "voronoi"]
 
 #: Codes at which the radius of closed-form partitions is measured.
 CODES = {"smoke": 300, "cpu": 1_000, "paper": 10_000}
@@ -164,3 +165,16 @@ def d9(lab: Lab) -> Verdict:
     rows = [row for row in made.table.rows if row[0] == "VAE"]
     text = ", ".join(f"{captured} of {m} modes: {radius:.3f}" for _, m, captured, radius, *_ in rows)
     return Verdict(f"E r of 2-D VAEs: {text}", made.holds, made.figures)
+
+
+CLAIMS = (
+    Claim("D1", "M", "measured class radius <= isoperimetric bound <= theorem's bound", "partitions", d1),
+    Claim("D2", "M", "half-spaces and sectors match their closed forms", "Monte Carlo", d2),
+    Claim("D3", "M", "the theorem's bound is smallest at uniform masses and falls with the number of classes", "formulas", d3),
+    Claim("D4", "S", "the attack's radius is at most the segment search's", "both estimators", d4),
+    Claim("D5", "S", "with the omega regulariser and clipping, class centroids come closer", "codes of test images", d5),
+    Claim("D6", "S", "coverage and code variance fall with the regulariser", "codes and prior samples", d6),
+    Claim("D7", "S", "sample FD changes by less than 20 % with the regulariser", "FD", d7),
+    Claim("D8", "S", "centroid distance relative to the code norm changes much less than the raw one", "codes", d8),
+    Claim("D9", "S", "over models with more classes the class radius is smaller", "2-D grids", d9),
+)

@@ -12,11 +12,9 @@ import torch
 
 from expost.diagnose.classes.bounds import LARGEST_MASS, isoperimetric_bound, sector_radius, theorem_bound
 from expost.diagnose.classes.distances import class_codes
-from expost.papers.ghosh2020.figures import SHOWN, Strips
 from expost.papers.manoj2018.grid import PRINTED, grid_models
 from expost.papers.manoj2018.spaces import MODELS, PLANE, TAU, Space, space
-from expost.papers.yu2020.demonstrations import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import SHOWN, Curve, Demonstration, Series, Strips, Table
 from expost.runs.lab import Lab
 from expost.seeds import draw
 

@@ -19,13 +19,12 @@ Each is a function of a seed that returns a :class:`Demonstration`: a claim, whe
 
 from collections.abc import Callable
 
-from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.papers.yu2020.demonstrations.channel import noisy_channel
 from expost.papers.yu2020.demonstrations.flow import linear_flow
 from expost.papers.yu2020.demonstrations.importance import importance_sampling
 from expost.papers.yu2020.demonstrations.points import two_solutions
 from expost.papers.yu2020.demonstrations.variance import optimal_variance, rescaling
-from expost.results import Series
+from expost.results import Demonstration, Series
 
 __all__ = [
     "DEMONSTRATIONS",

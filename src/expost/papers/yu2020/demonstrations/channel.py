@@ -27,8 +27,7 @@ from torch.distributions import Independent, Normal
 
 from expost.density import StandardNormal
 from expost.divergences import kl
-from expost.papers.yu2020.demonstrations.base import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Table
 from expost.seeds import seeded
 
 __all__ = ["identity_error", "noisy_channel", "random_coding_error", "simulated_error"]

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO
-from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.papers.yu2020.demonstrations.linear import exact_elbo, linear_model
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Table
 from expost.seeds import seeded
 
 __all__ = ["diagonal_plateau", "flow_loss", "linear_flow", "sigma_vae"]

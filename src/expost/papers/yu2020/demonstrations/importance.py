@@ -16,8 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from expost.papers.yu2020.demonstrations.base import Demonstration
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Table
 from expost.seeds import seeded
 
 __all__ = ["estimates", "importance_sampling"]

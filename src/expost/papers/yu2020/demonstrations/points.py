@@ -18,9 +18,8 @@ from torch import Tensor
 
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO
-from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.papers.yu2020.demonstrations.linear import cubature, exact_elbo, linear_model
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Table
 from expost.seeds import seeded
 
 __all__ = ["copying_solution", "ignoring_solution", "two_solutions"]

@@ -31,9 +31,8 @@ from expost.distributions import IsotropicGaussian
 from expost.divergences import kl_per_dimension
 from expost.objectives import ELBO
 from expost.optimise import minimise
-from expost.papers.yu2020.demonstrations.base import Demonstration
 from expost.papers.yu2020.demonstrations.linear import exact_elbo
-from expost.results import Curve, Series, Table
+from expost.results import Curve, Demonstration, Series, Table
 from expost.seeds import seeded
 
 __all__ = ["LinearOptimum", "best_variance", "bits_per_pixel", "linear_optimum", "optimal_variance", "quantised_bits", "rescaling"]
