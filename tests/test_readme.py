@@ -28,7 +28,7 @@ def test_the_first_lines_do_what_they_say(capsys: pytest.CaptureFixture[str]) ->
         assert line.partition("]")[0] == said.partition("]")[0]  # the findings; figures depend on the processor
         assert abs(_accuracy(line) - _accuracy(said)) < 0.1
     assert _accuracy(before) > 0.7 > 0.6 > _accuracy(after)
-    assert len([line for line in block.splitlines() if line.strip()]) <= 17
+    assert len([line for line in block.splitlines() if line.strip()]) <= 16
     assert len(README.splitlines()) <= 100
 
 
