@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from expost.cli import main
+from expost.evaluate.protocol import check_interpolations
 from expost.progress import Bar
 from expost.recipes.lab import Lab
 from expost.recipes.reproduce import TARGETS
@@ -35,15 +36,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("prior", "trains without a prior: choose gaussian"),
     ],
 )
-@pytest.mark.parametrize("command", ["density", "evaluate"])
+@pytest.mark.parametrize("command", [["density"], ["evaluate", "--density"], ["diagnose", "--classes", "--density"]])
 def test_a_density_that_cannot_be_read_is_said_before_others_are_fitted(
-    command: str, spec: str, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: list[str], spec: str, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "density", lambda *a, **k: pytest.fail("something was fitted"))
-    words = ["density", str(folder), "gaussian", spec] if command == "density" else ["evaluate", str(folder), "--density", "gaussian", spec]
-    assert main([*words, *["--extractor", "pixels"] * (command == "evaluate")]) == 2
+    monkeypatch.setattr("expost.evaluate.choose.default_extractor", lambda *a, **k: pytest.fail("a classifier was trained"))
+    assert main([command[0], str(folder), *command[1:], *["gaussian"] * (command[0] != "diagnose"), spec]) == 2
     said = capsys.readouterr()
     assert (sentence in said.err, said.err.count("\n"), said.out) == (True, 1, "")
+
+
+def test_other_words_are_read_first_too(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expost.evaluate.choose.default_extractor", lambda *a, **k: pytest.fail("a classifier was trained"))
+    assert main(["evaluate", str(folder), "--interpolation", "linear", "sphere"]) == 2
+    assert 'there is no interpolation "sphere": choose among spherical, linear, norm-corrected' in capsys.readouterr().err
+    assert check_interpolations(kind for kind in ("linear", "linear")) == check_interpolations("linear") == ("linear",)
 
 
 def test_the_standard_normal_is_a_density_of_any_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

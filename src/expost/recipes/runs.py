@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,12 +109,17 @@ class Run:
         return fresh.eval()
 
     def unfitted(self, spec: str) -> Density:
-        """What :meth:`density` fits; ``ValueError`` for a spec that cannot be read. Of several, look at all before the first is fitted."""
+        """What :meth:`density` fits; ``ValueError`` for a spec that cannot be read."""
         if spec == "prior":
             if self.model.prior is None:
                 raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
             return self.model.prior
         return _fresh_density(spec, self.experiment, self.seed)
+
+    def check(self, specs: Iterable[str]) -> None:
+        """``ValueError`` for a spec that cannot be read: before others are fitted, or anything else that takes long."""
+        for spec in specs:
+            self.unfitted(spec)
 
     def keep(self, key: str, value: dict[str, Any]) -> None:
         """Keep what was measured in the folder, if there is one, see :meth:`expost.checkpoint.RunFolder.keep`; by the main process."""
@@ -147,8 +152,7 @@ class Run:
         if extractor is None:
             extractor, notes = extractor_of("classifier", self.dataset)
         specs = self.experiment.densities if densities is None else densities
-        for spec in specs:
-            self.unfitted(spec)
+        self.check(specs)
         fitted = {spec: self.density(spec) for spec in specs}
         splits = self.dataset
         scores = score(
