@@ -34,7 +34,7 @@ from expost.progress import Bar
 from expost.schema import check_value, printable
 from expost.seeds import seeded, some
 from expost.stage import SecondStage
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["Compressed", "compress", "decompress", "model_name", "negative_elbo", "read_compressed", "write_compressed"]
 
@@ -83,6 +83,7 @@ def model_name(model: Autoencoder) -> str:
     return "".join(parts)
 
 
+@takes_data("x")
 def compress(
     model: Autoencoder,
     x: Tensor,
@@ -107,8 +108,6 @@ def compress(
         ValueError: no probability masses, deterministic encoder, prior that cannot be made discrete, values that are not levels.
     """
     start = time.perf_counter()
-    if not isinstance(x, Tensor):
-        raise TypeError(f"images must be a tensor, not {type(x).__name__}: torch.from_numpy(images) makes one")
     if len(x) == 0:
         raise ValueError("there is nothing to compress: give at least one image")
     span = check_value(span, Span | None, "span")
@@ -193,6 +192,7 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
     return torch.cat(parts[::-1])
 
 
+@takes_data("x")
 def write_compressed(
     path: str | Path,
     compressed: Compressed,
@@ -226,6 +226,7 @@ def read_compressed(path: str | Path, model: Autoencoder, *, progress: bool | No
     return decompress(model, path.read_bytes(), name=str(path), progress=progress)
 
 
+@takes_data("x")
 def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed: int = 0) -> Tensor:
     """-ELBO of each image in bits with one sample at every level, (n,) float64: the length that bits-back coding has in expectation."""
     parts: list[Tensor] = []

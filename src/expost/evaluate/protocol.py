@@ -44,7 +44,7 @@ from expost.hashes import content_hash
 from expost.identity import code_hash
 from expost.progress import Bar
 from expost.results import Result, ResultValue, Table, format_number
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "metrics_code", "score"]
 
@@ -200,6 +200,7 @@ def check_interpolations(kinds: Iterable[str]) -> tuple[str, ...]:
     return kinds
 
 
+@takes_data("val", "test", "train")
 def score(
     model: Autoencoder,
     val: Tensor,
