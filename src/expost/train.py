@@ -492,7 +492,7 @@ class _Fit:
         low, high = (float(v) for v in self.last.aminmax())
         far = f"scale the data, which reach from {low:.3g} to {high:.3g}"
         self.history.stopped = (
-            f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (clip=1)"
+            f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (training.clip=1)"
             + (f", or {far}" if max(-low, high) > FAR else "")
             if self.begun
             else f"{UNTRAINED}: {far}, or check the weights in the objective"
@@ -622,7 +622,7 @@ class _Fit:
         first, last, dims = losses[0], losses[-1], math.prod(self.x.shape[1:])
         went = f"the loss went from {first:.3g} to {last:.3g} nats per example: "
         if last > ABSURD * max(dims, abs(first)):
-            warnings.warn(f"{went}lower the learning rate or clip gradients (clip=1)", Note, stacklevel=2)
+            warnings.warn(f"{went}lower the learning rate or clip gradients (training.clip=1)", Note, stacklevel=2)
         elif last > ABSURD * dims:
             low, high = (float(v) for v in self.last.aminmax())
             warnings.warn(f"{went}scale the data, which reach from {low:.3g} to {high:.3g}", Note, stacklevel=2)
