@@ -307,6 +307,17 @@ def test_a_run_that_its_time_limit_stopped_is_marked_and_goes_on(tmp_path: Path)
     assert [state(job.folder) for job in unlimited] == ["done", "unfinished"]
 
 
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, started = jobs_of(tmp_path / "lab", seeds=range(2)), list[str]()
+    finish(jobs[0].folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("expost.files.os.access", lambda *a: False)
+        with pytest.raises(ValueError, match=r"sweep\.log cannot be written, because .* is read-only: choose another folder"):
+            run_jobs(jobs, Local(1, poll=0.01), command=lambda job, attempt, **k: started.append(attempt) or ["/bin/false"])
+        assert [o.status for o in run_jobs(jobs[:1], Local(1, poll=0.01))] == ["skipped"], "nothing is to be written"
+    assert not started
+
+
 def test_no_more_processes_than_allowed_and_gpus_in_turn(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path / "lab", seeds=range(5))
     here = tmp_path / "here"

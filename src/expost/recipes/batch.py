@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from expost.files import check_output
 from expost.interrupt import Interruptible
 from expost.progress import Bar
 from expost.recipes import worker
@@ -108,6 +109,8 @@ class _Sweep:
         for job in self.jobs:
             if not self._settled_before(job):
                 self.queue.append(job)
+        for job in self.queue:
+            check_output(job.folder / worker.LOG)
         self.say(f"{len(self.jobs)} runs, {len(self.queue)} of them to be trained")
         with Interruptible() as interrupt, Bar(len(self.jobs), len(self.outcomes), what="runs") as bar:
             try:

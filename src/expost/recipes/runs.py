@@ -405,9 +405,9 @@ def load_run(
 
     def checked(found: data.Dataset) -> data.Dataset:
         if found.hash != saved["data"]["hash"]:
-            raise ValueError(
-                f"the data {found.name} is not what {path} was trained on (another content hash): pass the original (data_name=...)"
-            )
+            told = " and ".join(f"{name}={value}" for name, value in (loading or {}).items())
+            ways = ["pass the original (data_name=...)"] * (not told or data_name is not None) + [f"leave out {told}"] * bool(told)
+            raise ValueError(f"the data {found.name} is not what {path} was trained on (another content hash): {', or '.join(ways)}")
         return found
 
     if dataset is not None:
