@@ -211,7 +211,7 @@ class RunFolder:
         inside = sorted(place.glob("*/recipe.json")) if place.is_dir() else []
         near = [file for file in (place.absolute().parent / "recipe.json", *inside) if file.is_file()]
         if len(near) == 1:
-            return f'did you mean "{place.parent if near[0] not in inside else near[0].parent}"?'
+            return f'did you mean "{printable(str(near[0].parent if inside else place.parent))}"?'
         if near or (place.is_dir() and any(place.iterdir())):
             return "give the folder that `expost train` or `expost wrap` has written"
         if place.is_file():
