@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from expost.density import Flow, FullGaussian
+from expost.hashes import state_hash
 from expost.seeds import generator
 
 
@@ -87,4 +88,5 @@ def test_bad_arguments(arguments: dict[str, object]) -> None:
 
 def test_fitting_under_no_grad() -> None:
     with torch.no_grad():
-        Flow(2, 1, (8,), steps=5).fit(ring(50, 0))
+        fitted = Flow(2, 1, (8,), steps=5).fit(ring(50, 0))
+    assert state_hash(fitted.state_dict(), {}) == state_hash(Flow(2, 1, (8,), steps=5).fit(ring(50, 0)).state_dict(), {})

@@ -211,8 +211,21 @@ class RunFolder:
         """An existing run, or ``ValueError`` with the remedy."""
         folder = cls(Path(path))
         if not folder.recipe_file.is_file():
-            raise ValueError(f"{path} is not a run folder (no recipe.json): train one with `expost train RECIPE --out {path}`")
+            raise ValueError(f"{path} is not a run folder (no recipe.json): {folder._elsewhere()}")
         return folder
+
+    def _elsewhere(self) -> str:
+        """What to do about a place that is no run."""
+        place = self.path
+        inside = sorted(place.glob("*/recipe.json")) if place.is_dir() else []
+        near = [file for file in (place.absolute().parent / "recipe.json", *inside) if file.is_file()]
+        if len(near) == 1:
+            return f'did you mean "{printable(str(near[0].parent if inside else place.parent))}"?'
+        if near or (place.is_dir() and any(place.iterdir())):
+            return "give the folder that `expost train` or `expost wrap` has written"
+        if place.is_file():
+            return "it is a file; give the folder of a run, and unpack an archive of one first"
+        return f"train one with `expost train RECIPE --out {place}`"
 
     @property
     def recipe_file(self) -> Path:

@@ -94,7 +94,7 @@ class MeanStage(Density):
             kept, held_out = held_out_split(len(rows), 0.1, permutation(len(rows), "MeanStage", seed))
             val, rows = rows[held_out.to(device)], rows[kept.to(device)]
         self.model.load_state_dict(self._start)
-        history = fit(self.model, ELBO(self.beta), rows, val=val, training=settings, seed=seed, device=device, progress=None)
+        history = fit(self.model, ELBO(self.beta), rows, val=val, training=settings, seed=seed, device=device, what="second stage")
         if history.failed:
             raise ValueError(f"the second stage could not be fitted: {history.stopped}")
         self.model.eval()

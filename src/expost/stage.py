@@ -84,7 +84,7 @@ class SecondStage(Density):
         if isinstance(z, Tensor):
             z = z.to(weight.dtype)
         self.model.load_state_dict(self._start)  # a second fit replaces the first
-        history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device, progress=None)
+        history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device, what="second stage")
         if history.failed:
             raise ValueError(f"the second stage could not be fitted: {history.stopped}")
         self.model.eval()

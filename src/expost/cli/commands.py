@@ -211,6 +211,7 @@ class Density(OpensRun):
         from expost.seeds import draw, some
 
         run = load(self.folder, self.data, self.device, self)
+        run.check(self.specs)
         rows = draw(len(run.dataset.train.x), CODES, "density", "train", self.seed)
         val = some(run.dataset.val.x, CODES, "density", "val", self.seed)
         codes = {"mean": (run.codes[rows], run.model.latents(val, at="mean"))}

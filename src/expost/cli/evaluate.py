@@ -45,6 +45,7 @@ class Evaluate(OpensRun, Shared):
     def shared(self, main: bool) -> None:
         from expost.cli.commands import echo, load
         from expost.evaluate.choose import extractor_of
+        from expost.evaluate.protocol import check_interpolations
         from expost.evaluate.quirks import Quirks
         from expost.evaluate.suite import check_groups
         from expost.files import keep
@@ -52,10 +53,11 @@ class Evaluate(OpensRun, Shared):
         from expost.report import attempt, colours, save_panels
         from expost.seeds import some
 
-        groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
+        groups, quirks, _ = check_groups(self.metrics), Quirks.parse(self.quirks), check_interpolations(self.interpolation)
         run = load(self.folder, self.data, self.device, self)
-        extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
+        run.check(specs)  # before a classifier is trained
+        extractor, notes = extractor_of(self.extractor, run.dataset)
         scores = run.score(
             extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes, groups=groups, interpolations=self.interpolation, quirks=quirks
         )  # fmt: skip

@@ -39,6 +39,7 @@ from expost.progress import Bar
 from expost.results import Result, Table
 from expost.schema import Meta, check_counts, check_value
 from expost.seeds import seeded
+from expost.tensors import takes_data
 
 __all__ = ["Annealed", "annealed_bound", "bdmc", "sigmoid_schedule"]
 
@@ -130,6 +131,7 @@ class Annealed:
         }
 
 
+@takes_data("x")
 def annealed_bound(
     model: Autoencoder,
     x: Tensor,

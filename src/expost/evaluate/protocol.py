@@ -38,7 +38,7 @@ from expost.hashes import content_hash
 from expost.progress import Bar
 from expost.results import Result, ResultValue, Table, format_number
 from expost.storage import code_hash, remember
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "score"]
 
@@ -178,6 +178,16 @@ class Scores:
         )
 
 
+def check_interpolations(kinds: Iterable[str]) -> tuple[str, ...]:
+    """``kinds`` without repetitions; ``ValueError`` names what exists."""
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds))
+    unknown = sorted(set(kinds) - set(INTERPOLATIONS))
+    if unknown:
+        raise ValueError(f'there is no interpolation "{unknown[0]}": choose among {", ".join(INTERPOLATIONS)}')
+    return kinds
+
+
+@takes_data("val", "test", "train")
 def score(
     model: Autoencoder,
     val: Tensor,
@@ -212,10 +222,7 @@ def score(
         name: of the reference set.
         cache: folder of cached features and controls; the user's by default.
     """
-    chosen, quirks = check_groups(groups), quirks or Quirks()
-    unknown = sorted(set(interpolations) - set(INTERPOLATIONS))
-    if unknown:
-        raise ValueError(f'there is no interpolation "{unknown[0]}": choose among {", ".join(INTERPOLATIONS)}')
+    chosen, quirks, interpolations = check_groups(groups), quirks or Quirks(), check_interpolations(interpolations)
     n = min(n, len(val), len(test))
     if n < 2:
         raise ValueError("scoring needs at least two validation and two test images")
@@ -244,7 +251,7 @@ def score(
             add("interpolation" + ("" if kind == "spherical" else f" {kind}") + suffix, of.decode_points(middle))
 
     stages = sum(hasattr(density, "joined") for density in densities.values())
-    planned = len(densities) + (1 + stages) * (1 + len(tuple(interpolations))) + len(CONTROLS)
+    planned = len(densities) + (1 + stages) * (1 + len(interpolations)) + len(CONTROLS)
     with Bar(planned, what="scores", after=1.0) as bar:
         add("reconstruction", quirks.reconstruct(model, val, seed=seed))
         for spec, density in densities.items():

@@ -79,6 +79,7 @@ def diagnose_run(
 
     ``classes`` adds masses, holes and radius (:mod:`expost.recipes.class_report`), by the evaluation's classifier, which is trained if there is none yet.
     """
+    run.check([density])
     data = run.dataset
     classifier = extractor_of("classifier", data)[0] if classes else None  # what cannot be had is said at once
     if classes and not isinstance(classifier, TrainedClassifier):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +20,7 @@ from expost import data
 from expost.autoencoder import Autoencoder, check_weights
 from expost.checkpoint import Description, RunFolder, load_weights, versions
 from expost.density.base import Codes, Density
+from expost.density.normal import StandardNormal
 from expost.devices import choose_device
 from expost.evaluate.choose import extractor_of
 from expost.evaluate.features import Extractor
@@ -47,6 +48,8 @@ __all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "tr
 CODE = "training code"
 #: How the names of settings end that a resumed run may have otherwise.
 TIMES = (".minutes", ".checkpoint_every")
+#: Densities of a run beside :data:`expost.density.SPECS`, and how they are written.
+STAGES = {"stage": "stage", "mean-stage": "mean-stage or mean-stage:0.024", "prior": "prior"}
 #: Files that a folder may hold before its run begins: of a start that was killed, and of a sweep.
 OWN = ("recipe.json", "state.json", "sweep.log", NAME)
 
@@ -80,15 +83,16 @@ class Run:
         return self.model.latents(self.dataset.train.x, at="mean")
 
     def density(self, spec: str, *, seed: int | None = None, refit: bool = False) -> Density:
-        """The density of a spec on the training codes: ``prior`` is the training prior; others are fitted, or loaded from the folder.
+        """The density of a spec on the training codes: ``prior`` is the training prior, ``normal`` N(0, I); others are fitted, or loaded from
+        the folder.
 
         ``gmm:10`` is fitted to posterior means, for sampling; ``gmm:10@sample`` to one sample of every posterior, q(z), for likelihoods.
         """
+        fresh = self.unfitted(spec)
         if spec == "prior":
-            if self.model.prior is None:
-                raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
-            return self.model.prior
-        fresh = _fresh_density(spec, self.experiment, self.seed)
+            return fresh
+        if isinstance(fresh, StandardNormal):  # N(0, I), whatever the codes are
+            return fresh.to(self.model.device).eval()
         file = self.folder.density_file(spec) if self.folder else None
         if file is not None and file.is_file() and not refit:
             again = _again(self.folder, spec) if self.folder else ""
@@ -106,6 +110,19 @@ class Run:
             with keep_for_later(self.folder.path), writing(self.folder.path):
                 save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self.weights})
         return fresh.eval()
+
+    def unfitted(self, spec: str) -> Density:
+        """What :meth:`density` fits; ``ValueError`` for a spec that cannot be read."""
+        if spec == "prior":
+            if self.model.prior is None:
+                raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
+            return self.model.prior
+        return _fresh_density(spec, self.experiment, self.seed)
+
+    def check(self, specs: Iterable[str]) -> None:
+        """``ValueError`` for a spec that cannot be read: before others are fitted, or anything else that takes long."""
+        for spec in specs:
+            self.unfitted(spec)
 
     def keep(self, key: str, value: dict[str, Any]) -> None:
         """Keep what was measured in the folder, if there is one, see :meth:`expost.checkpoint.RunFolder.keep`; by the main process."""
@@ -140,6 +157,7 @@ class Run:
         if extractor is None:
             extractor, notes = extractor_of("classifier", self.dataset)
         specs = self.experiment.densities if densities is None else densities
+        self.check(specs)
         fitted = {spec: self.density(spec) for spec in specs}
         splits = self.dataset
         scores = score(
@@ -196,7 +214,7 @@ def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
             raise ValueError(f'cannot read the density "{spec}": write mean-stage or mean-stage:0.024, the weight of its KL term') from None
         training = None if experiment.stage == STAGE_CPU else experiment.stage  # the short one depends on the dimension
         return MeanStage(experiment.latent, beta, experiment.stage_width, training, seed=seed)
-    return parse(spec, experiment.latent)
+    return parse(spec, experiment.latent, STAGES)
 
 
 def _weights_name(model: Autoencoder) -> str:
@@ -395,9 +413,9 @@ def load_run(
 
     def checked(found: data.Dataset) -> data.Dataset:
         if found.hash != saved["data"]["hash"]:
-            raise ValueError(
-                f"the data {found.name} is not what {path} was trained on (another content hash): pass the original (data_name=...)"
-            )
+            told = " and ".join(f"{name}={value}" for name, value in (loading or {}).items())
+            ways = ["pass the original (data_name=...)"] * (not told or data_name is not None) + [f"leave out {told}"] * bool(told)
+            raise ValueError(f"the data {found.name} is not what {path} was trained on (another content hash): {', or '.join(ways)}")
         return found
 
     if dataset is not None:
@@ -433,6 +451,8 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
     if density == "prior":
         return model
     fitted = _fresh_density(density, experiment, saved["seed"])
+    if isinstance(fitted, StandardNormal):
+        return model.with_prior(fitted.to(model.device).eval())
     file = folder.density_file(density)
     again = _again(folder, density)
     if not file.is_file():
