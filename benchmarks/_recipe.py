@@ -17,8 +17,8 @@ from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
 from expost.heads import Diagonal, Gaussian
 from expost.objectives.base import Objective
 from expost.objectives.elbo import ELBO
+from expost.optimise import Cosine
 from expost.seeds import seeded
-from expost.train.schedules import Cosine
 from expost.train.settings import Training
 
 LATENT, WIDTH, COMPONENTS = 16, 32, 200

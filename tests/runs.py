@@ -18,10 +18,10 @@ import expost
 from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.objectives import ELBO, RAE, Adversarial, Clipped, Loss, Objective
+from expost.optimise import Plateau
 from expost.runs import find, plan, recipes
 from expost.runs.run import prepare_prior
 from expost.seeds import seeded
-from expost.train.schedules import Plateau
 from expost.train.settings import Training
 from toys import convolutional, model, pictures, vectors
 

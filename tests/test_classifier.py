@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expost.evaluate.features.base import classifier_training
+from expost.evaluate.features import classifier_training
 from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor
 from expost.evaluate.features.classifier_training import Training, _may_have_risen
 from expost.seeds import seeded

@@ -29,7 +29,7 @@ from expost.codec.networks import one_thread
 from expost.codec.stack import Outside, Shortage, Stack, seed_words
 from expost.conditional import Conditional
 from expost.density import GMM, KDE, FullGaussian, StandardNormal, VampPrior
-from expost.nets import squeezed_decoder, squeezed_encoder
+from expost.papers.yu2020.squeezed import squeezed_decoder, squeezed_encoder
 from expost.system.schema import parse
 from expost.train.second_stage import SecondStage
 from expost.train.settings import Training
@@ -429,6 +429,20 @@ def golden() -> tuple[Autoencoder, Tensor]:
         for parameter in model.parameters():
             parameter.copy_(((torch.arange(parameter.numel()) * 37 % 101).float() - 50).reshape(parameter.shape) / 128)
     return model, (torch.arange(12 * 16).reshape(12, 1, 4, 4) * 53 % 256).to(torch.uint8)
+
+
+def test_images_of_any_form_are_compressed_alike_or_refused_for_what_is_wrong_with_them() -> None:
+    model, x = golden()
+    made = compress(model, x, seed=0).data
+    assert compress(model, x.numpy()[::-1].copy()[::-1], seed=0).data == made  # type: ignore[arg-type]
+    for other, says in (
+        (torch.rand(x.shape, dtype=torch.float64), "k / 255"),
+        (torch.rand(x.shape).half(), "k / 255"),
+        (x.double() / 255, "must be uint8 or float32, not float64: convert them first"),
+        (x.int(), "must be uint8 or float32, not int32"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            compress(model, other)
 
 
 def test_a_file_of_the_first_version_is_read_and_written_alike() -> None:

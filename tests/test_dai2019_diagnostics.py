@@ -1,4 +1,4 @@
-"""Diagnostics of 001 against closed forms, linear-Gaussian oracles, data of known dimension; figures and claims on a smoke lab."""
+"""Diagnostics of dai2019 against closed forms, linear-Gaussian oracles, data of known dimension; figures and claims on a smoke lab."""
 
 from __future__ import annotations
 

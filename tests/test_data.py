@@ -220,9 +220,9 @@ def test_celeba_folder_follows_the_official_partition_crop_and_size(tmp_path: Pa
     found = load(tmp_path / "celeba")
     assert [len(s) for s in (found.train, found.val, found.test)] == [2, 1, 1]
     assert (found.shape, found.classes) == ((3, 64, 64), 0)
-    expected = Image.fromarray(x[0][39:179, 19:159]).resize((64, 64), Image.Resampling.BILINEAR)  # 002
+    expected = Image.fromarray(x[0][39:179, 19:159]).resize((64, 64), Image.Resampling.BILINEAR)  # ghosh2020
     assert np.array_equal(found.train.x[0].permute(1, 2, 0).numpy(), np.asarray(expected))
-    whole = load(tmp_path / "celeba", crop=128, size=128)  # 001: rows 45-173, columns 25-153
+    whole = load(tmp_path / "celeba", crop=128, size=128)  # dai2019: rows 45-173, columns 25-153
     assert np.array_equal(whole.test.x[0].permute(1, 2, 0).numpy(), x[3][45:173, 25:153])
 
 
@@ -441,7 +441,7 @@ def test_real_mnist(shared_data: Path) -> None:
     mnist = load(shared_data / "mnist")
     assert mnist.train.labels[:3].tolist() == [5, 0, 4]
     assert [len(s) for s in (mnist.train, mnist.val, mnist.test)] == [50_000, 10_000, 10_000]
-    assert mnist.test.labels.bincount()[9] == 1009  # 000: "1009 nines"
+    assert mnist.test.labels.bincount()[9] == 1009  # bozkurt2018: "1009 nines"
     assert mnist.shape == (1, 28, 28)
     padded = load("mnist", path=shared_data / "mnist", pad_to=32)
     assert torch.equal(padded.val.x[:, :, 2:30, 2:30], mnist.val.x)

@@ -307,8 +307,8 @@ def test_points_cannot_be_padded_or_resized(tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", np.random.default_rng(0).random((30, 2)))
     with pytest.raises(ValueError, match="leave out pad_to"):
         load(tmp_path / "p.npy", pad_to=4)
-    with pytest.raises(ValueError, match="points, not images: leave out size and crop"):
-        load(tmp_path / "p.npy", size=4)
+    with pytest.raises(ValueError, match="points, not images: leave out size=4 and crop=2"):
+        load(tmp_path / "p.npy", size=4, crop=2)
 
 
 def test_a_dataset_made_by_hand_is_checked() -> None:

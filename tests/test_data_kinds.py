@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from expost.autoencoder import Autoencoder
 from expost.cli import main
 from expost.data import Dataset, Split, load
 from expost.density import GMM, KDE, Flow, FullGaussian
+from expost.evaluate import importance_bound
 from expost.objectives import ELBO, RAE
 from expost.runs import find, plan, recipes
 from expost.tensors import as_data
@@ -92,6 +94,38 @@ def test_every_door_of_python_takes_arrays_of_any_type_and_layout(layout: str) -
     codes = LAYOUTS[layout](z.numpy())
     for density in (FullGaussian(2), GMM(2, 2), KDE(2, 50), Flow(2, steps=2)):
         assert torch.isfinite(density.fit(codes)().log_prob(z)).all()
+
+
+def taking() -> dict[str, tuple[Callable[..., Any], list[str]]]:
+    """Every public function of a model and stored data, with the names of the data."""
+    found = {}
+    for module in (expost.evaluate, expost.diagnose, expost.codec):
+        for name in module.__all__:
+            hints = inspect.signature(function).parameters if inspect.isfunction(function := getattr(module, name)) else {}
+            names = [p for p, parameter in hints.items() if "Tensor" in str(parameter.annotation) and p != "z"]
+            if "model" in hints and names:
+                found[name] = function, names
+    return found
+
+
+@pytest.mark.parametrize("name", taking())
+def test_every_public_function_of_a_model_and_data_takes_them_in_any_form(name: str) -> None:
+    function, names = taking()[name]
+    split = Split(vectors())
+    whole = Dataset.of("v", split, split, split)
+    for at, given in enumerate(names):
+        needed = [p for p, parameter in inspect.signature(function).parameters.items() if parameter.default is parameter.empty]
+        words = dict.fromkeys(needed) | {p: vectors() for p in names[:at]} | {given: whole}
+        with pytest.raises(TypeError, match=rf'the data "{given}" are a whole data set'):
+            function(**words)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_measures_take_arrays_of_any_type_and_layout(layout: str) -> None:
+    given, m = LAYOUTS[layout](vectors().numpy()), model()
+    same = as_data(given).float()
+    assert torch.equal(importance_bound(m, given, samples=4).log_prob, importance_bound(m, Split(same), samples=4).log_prob)
+    assert expost.diagnose.units(m, given).loss == pytest.approx(expost.diagnose.units(m, Split(same)).loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])

@@ -86,7 +86,10 @@ def test_later_commands_load_the_data_as_the_training_did_from_any_folder(
     assert "hub" not in said
     assert main([*sample, "--data", "../moved"]) == 0
     assert main([*sample, "--data", "../moved", "--size", "11"]) == 2
-    assert "another content hash" in capsys.readouterr().err
+    assert "(another content hash): pass the original (--data ...), or leave out --size 11\n" in capsys.readouterr().err
+    (tmp_path / "moved").rename(tmp_path / "some" / "photos")
+    assert main([*sample, "--size", "11", "--pad-to", "17"]) == 2
+    assert "(another content hash): leave out --size 11 and --pad-to 17\n" in capsys.readouterr().err
 
 
 def test_sentences_name_options_where_there_are_any() -> None:

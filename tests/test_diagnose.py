@@ -18,7 +18,8 @@ from expost.diagnose import findings
 from expost.diagnose.findings import Diagnosis, code_scale, diagnose, generalising, loss_ratio
 from expost.diagnose.optimal import optimal_decoder
 from expost.runs import diagnosis as recipes_diagnosis
-from expost.runs.run import fitted_at, load_run
+from expost.runs.densities import fitted_at
+from expost.runs.run import load_run
 from toys import model, pictures, vectors
 
 SHORT = {"training.epochs": None, "training.steps": 600}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expost.evaluate.controls import ceiling, controls, floor, shuffle_pixels
+from expost.evaluate.features import inception as inception_module
 from expost.evaluate.features.base import Extractor, Pixels, RandomNetwork, Wrapped, cached_features, extract, images
-from expost.evaluate.features.base import inception as inception_module
 from expost.evaluate.features.classifier import Recipe, TrainedClassifier, classifier_extractor, default_extractor
 from expost.evaluate.features.inception import Inception2015, InceptionNetwork, resize_tf1
 from expost.evaluate.features.networks import SmallConvNet

@@ -1,4 +1,4 @@
-"""Figures and claims of 000 run whole, on eight-pixel digits at the smoke budget; what they show there is not the paper's."""
+"""Figures and claims of bozkurt2018 run whole, on eight-pixel digits at the smoke budget; what they show there is not the paper's."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 
 from expost.density import Flow, FullGaussian
 from expost.seeds import generator
+from expost.system.hashes import state_hash
 
 
 def ring(n: int, seed: int) -> torch.Tensor:
@@ -87,4 +88,5 @@ def test_bad_arguments(arguments: dict[str, object]) -> None:
 
 def test_fitting_under_no_grad() -> None:
     with torch.no_grad():
-        Flow(2, 1, (8,), steps=5).fit(ring(50, 0))
+        fitted = Flow(2, 1, (8,), steps=5).fit(ring(50, 0))
+    assert state_hash(fitted.state_dict(), {}) == state_hash(Flow(2, 1, (8,), steps=5).fit(ring(50, 0)).state_dict(), {})

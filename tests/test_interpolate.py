@@ -1,4 +1,4 @@
-"""Slerp against closed forms; pairs as in 002."""
+"""Slerp against closed forms; pairs as in ghosh2020."""
 
 from __future__ import annotations
 

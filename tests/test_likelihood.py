@@ -17,8 +17,9 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import GMM, StandardNormal
 from expost.distributions import Marginal
+from expost.evaluate.likelihood import streaming
 from expost.evaluate.likelihood.annealed import annealed_bound
-from expost.evaluate.likelihood.importance import importance_bound, log_likelihood, streaming
+from expost.evaluate.likelihood.importance import importance_bound, log_likelihood
 from expost.evaluate.likelihood.streaming import BLOCK, Running
 from expost.evaluate.likelihood.surgery import elbo_surgery
 from oracles.test_linear_gaussian import exact_model, loadings, marginal

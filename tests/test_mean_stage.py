@@ -1,4 +1,4 @@
-"""002's second stage: standardised means in, noiseless samples out, one autoencoder when joined."""
+"""ghosh2020's second stage: standardised means in, noiseless samples out, one autoencoder when joined."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 
 from expost.density import NotFittedError
 from expost.distributions import point
+from expost.optimise import Plateau
 from expost.papers.ghosh2020.mean_stage import PAPER, MeanStage
-from expost.train.schedules import Plateau
 from expost.train.second_stage import SecondStage
 from expost.train.settings import Training
 from toys import bits, model, same, vectors

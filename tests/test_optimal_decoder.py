@@ -1,4 +1,4 @@
-"""The optimal decoder of 000: closed forms, and a decoder that memorises by construction."""
+"""The optimal decoder of bozkurt2018: closed forms, and a decoder that memorises by construction."""
 
 from __future__ import annotations
 

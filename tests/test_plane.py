@@ -97,9 +97,9 @@ def test_dark_mass_is_the_share_of_samples_that_miss_the_data() -> None:
 
 
 def test_published_values_and_the_verdict() -> None:
-    assert published("004", "Table 2", "2 Spirals", "NLL (250 importance samples)") == -2.29
+    assert published("yu2020", "Table 2", "2 Spirals", "NLL (250 importance samples)") == -2.29
     with pytest.raises(KeyError):
-        published("004", "Table 3", "2 Spirals", "H")
+        published("yu2020", "Table 3", "2 Spirals", "H")
     assert reached(-2.25, -2.29)
     assert not reached(-2.2, -2.29)
 

@@ -140,6 +140,7 @@ def test_a_closed_error_stream_does_not_end_the_work(clock: Clock, monkeypatch: 
         patch.setattr(sys, "stderr", nobody)
         with speaking("train"):
             work(clock, 100, 100)
+            assert progress._stage.muted
 
 
 def test_things_are_counted_from_where_a_resumed_work_began(clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The protocol of 002: what is compared with what, quirks by name, controls in every table, results that survive a file."""
+"""The protocol of ghosh2020: what is compared with what, quirks by name, controls in every table, results that survive a file."""
 
 from __future__ import annotations
 

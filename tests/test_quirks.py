@@ -42,7 +42,7 @@ def test_every_flag_says_what_it_does_and_survives_the_command_line(name: str) -
     assert quirks.active
     (sentence,) = quirks.describe()
     assert sentence.startswith(str(quirks) + ": ")
-    assert any(source in sentence for source in ("001's", "002's")) or name == "eight_bit"
+    assert any(source in sentence for source in ("dai2019's", "ghosh2020's")) or name == "eight_bit"
     assert any(word in sentence for word in ("lowers", "raises", "shifts", "favours", "darker", "either sign")), (
         "the direction of the effect"
     )

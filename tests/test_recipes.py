@@ -11,13 +11,13 @@ import torch
 from expost import data
 from expost.cli import main
 from expost.objectives import ELBO, RAE, DecoderL2
+from expost.optimise import Cosine
 from expost.papers.citations import CITATIONS
 from expost.runs import BUDGETS, Task, find, recipes
 from expost.runs.networks import NETWORKS
 from expost.runs.overrides import apply, parse
 from expost.runs.run import load_run, plan, prepare_prior, train_run
 from expost.train.fit import fit
-from expost.train.schedules import Cosine
 from expost.train.settings import Training
 
 RECIPES = recipes()
@@ -61,7 +61,7 @@ def test_every_row_has_three_budgets_and_a_citation(name: str) -> None:
 
 
 def test_the_papers_weights_in_nats() -> None:
-    """Section 0.1 of the facts sheet: MNIST RAE-L2 has beta 0.0128 and weight 1.02e-4; 002's VAE weight .312 means gamma = .156."""
+    """Section 0.1 of the facts sheet: MNIST RAE-L2 has beta 0.0128 and weight 1.02e-4; ghosh2020's VAE weight .312 means gamma = .156."""
     mnist, cifar = Task("mnist", (1, 32, 32), 50_000), Task("cifar10", (3, 32, 32), 40_000)
     l2 = find("ghosh2020/rae-l2").prepare(mnist, "paper").objective
     assert isinstance(l2, RAE)
@@ -236,7 +236,7 @@ CELEBA = Task("celeba", (3, 64, 64), 162_770)
     ],
 )
 def test_celeba_is_complete_at_the_papers_budget(model: str, network: str, batch: int, lr: float) -> None:
-    """002's configuration for CelebA: 70 epochs, 64 codes, its own networks; one step of each on images of that shape."""
+    """ghosh2020's configuration for CelebA: 70 epochs, 64 codes, its own networks; one step of each on images of that shape."""
     row = find(f"ghosh2020/{model}")
     experiment = row.prepare(CELEBA, "paper")
     training = experiment.training

@@ -130,6 +130,32 @@ def test_from_a_folder_that_cannot_be_written(
     assert {file: file.read_bytes() for file in moved.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [
+        ("a/model.safetensors", 'did you mean "a"?'),
+        (".", 'did you mean "a"?'),
+        ("a.zip", "unpack an archive"),
+        ("filled", "give the folder that `expost train` or `expost wrap` has written"),
+        ("nowhere", "`expost train RECIPE --out nowhere`"),
+        ("empty", "`expost train RECIPE --out empty`"),
+    ],
+)
+def test_what_is_no_run_is_said_with_what_to_do(
+    place: str, remedy: str, moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(moved / "a", "a")
+    for folder in ("filled", "empty"):
+        Path(folder).mkdir()
+    for file in ("a.zip", "filled/note.txt"):
+        Path(file).write_bytes(b"PK")
+    assert run("sample", place, "--out", "s.npz") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"expost: {place} is not a run folder (no recipe.json): ")
+    assert remedy in said
+
+
 #: Commands that make a folder.
 MAKERS = {
     "train": ["train", "ghosh2020/ae", "--data", "digits", *STEPS],

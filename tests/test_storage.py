@@ -115,7 +115,7 @@ def test_imports_are_followed_inside_functions_and_through_packages(tmp_path: Pa
 SCRIPT = """
 import sys
 from pathlib import Path
-from expost.papers.claims import claims_of
+from expost.papers.base import claims_of
 from expost.runs.lab import Lab
 from expost.papers.yu2020.plane import likelihoods
 for _ in range(int(sys.argv[2])):

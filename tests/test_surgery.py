@@ -115,7 +115,7 @@ def test_results_print_and_serialise() -> None:
     assert "I(n; z)" in str(s)
     assert s.result("mutual_information").value == s.mutual_information
     again = elbo_surgery(model(decoder_head=heads.CrossEntropy()), vectors(20).clamp(0, 1), progress=False)
-    assert s == again or s.to_json() == again.to_json()
+    assert s.to_json() == again.to_json()
 
 
 def test_refusals() -> None:

@@ -286,6 +286,38 @@ def test_failures_of_all_kinds_do_not_stop_the_others(tmp_path: Path, ended: Pat
     assert any("failed: no memory" in note for note in table.notes)
 
 
+def test_a_run_that_its_time_limit_stopped_is_marked_and_goes_on(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, settings={**SMALL, "training.minutes": 1e-9}, seeds=range(2))
+    for job in jobs:
+        assert worker.work(job, "a", "cpu", False) == 0
+        assert (worker.read_report(job.folder, "a")["status"], state(job.folder)) == ("stopped", "unfinished")
+    again = run_jobs(
+        jobs, Local(2, poll=0.01), command=lambda job, attempt, **k: ["/bin/sh", "-c", saying(job, attempt, "stopped", "time")]
+    )
+    assert [o.status for o in again] == ["stopped"] * 2
+    table = sweep_table(again)
+    assert table.column("status") == ["stopped"] * 2
+    assert [note for note in table.notes if "goes on" in note] == [
+        f"{job.name} was stopped by its time limit: the same sweep goes on with it" for job in jobs
+    ]
+    assert seed_table(again) is None, "means are of runs that were trained to their end"
+    unlimited = jobs_of(tmp_path, settings=SMALL, seeds=range(2))
+    assert [job.folder for job in unlimited] == [job.folder for job in jobs]
+    assert worker.work(unlimited[0], "b", "cpu", False) == 0
+    assert [state(job.folder) for job in unlimited] == ["done", "unfinished"]
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, started = jobs_of(tmp_path / "lab", seeds=range(2)), list[str]()
+    finish(jobs[0].folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("expost.system.files.os.access", lambda *a: False)
+        with pytest.raises(ValueError, match=r"sweep\.log cannot be written, because .* is read-only: choose another folder"):
+            run_jobs(jobs, Local(1, poll=0.01), command=lambda job, attempt, **k: started.append(attempt) or ["/bin/false"])
+        assert [o.status for o in run_jobs(jobs[:1], Local(1, poll=0.01))] == ["skipped"], "nothing is to be written"
+    assert not started
+
+
 def test_no_more_processes_than_allowed_and_gpus_in_turn(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path / "lab", seeds=range(5))
     here = tmp_path / "here"

@@ -1,4 +1,4 @@
-"""Tables and figures of 001 and 002: orderings judge measured and printed columns alike, targets run end to end, runs are shared and kept."""
+"""Tables and figures of dai2019 and ghosh2020: orderings judge measured and printed columns alike, targets run end to end, runs are shared and kept."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from expost.cli import main
-from expost.papers.claims import claims_of
+from expost.papers.base import claims_of, find_target, targets
 from expost.papers.dai2019.table import ROWS
 from expost.papers.ghosh2020.models import stage_spec
 from expost.papers.ghosh2020.table import MODELS, ORDERINGS, SINGLE, Columns, measured, printed, rank_correlation, recall_rises
-from expost.papers.reproduce import TARGETS, find_target
 from expost.runs.lab import Lab
+
+TARGETS = targets()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The figures of 000, 001 and 003 as commands: pictures and a page, on eight-pixel digits at the smoke budget. A diagnosis of a wrapped model."""
+"""The figures of bozkurt2018, dai2019 and manoj2018 as commands: pictures and a page, on eight-pixel digits at the smoke budget. A diagnosis of a wrapped model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from expost.cli import main
-from expost.papers.reproduce import TARGETS
+from expost.papers.base import targets
+
+TARGETS = targets()
 
 MODULE = """
 import torch

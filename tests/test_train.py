@@ -22,11 +22,11 @@ import expost
 from expost import heads
 from expost.autoencoder import evaluating
 from expost.objectives import ELBO, RAE, WAE, Adversarial, Annealed, Clipped, Loss, Objective
+from expost.optimise import Constant, Cosine, Halving, Milestones, Plateau
 from expost.system.files import load_tensors
 from expost.train.fit import fit
 from expost.train.folder import RunFolder, split_prefix
 from expost.train.history import History
-from expost.train.schedules import Constant, Cosine, Halving, Milestones, Plateau
 from expost.train.second_stage import SecondStage
 from expost.train.settings import Training, automatic_precision
 from runs import ENDLESS, Watched, critic

@@ -75,7 +75,7 @@ class CrossEntropy(Distribution):
     r"""Binary cross-entropy of grey levels x in [0, 1]: log_prob(x) = Σ x log p + (1 - x) log(1 - p), p = sigmoid(logits).
 
     For x in {0, 1} this is the Bernoulli log-likelihood. For x in between it is *unnormalised*: likelihoods and bits/dim refuse it.
-    The floor of the loss is the entropy of x, not 0. Used by papers 000 and 003, and in 001's "cross-entropy" row.
+    The floor of the loss is the entropy of x, not 0. Used by papers bozkurt2018 and manoj2018, and in dai2019's "cross-entropy" row.
 
     Args:
         logits: (*batch, *event).

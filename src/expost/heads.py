@@ -56,22 +56,22 @@ __all__ = [
 
 
 def exp(raw: Tensor) -> Tensor:
-    """σ = e^raw: the network gives log σ (000)."""
+    """σ = e^raw: the network gives log σ (bozkurt2018)."""
     return raw.exp()
 
 
 def half_exp(raw: Tensor) -> Tensor:
-    """σ = e^(raw / 2): the network gives log σ², the commonest choice (003, 004)."""
+    """σ = e^(raw / 2): the network gives log σ², the commonest choice (manoj2018, yu2020)."""
     return (0.5 * raw).exp()
 
 
 def softplus(raw: Tensor) -> Tensor:
-    """σ = 10⁻⁶ + log(1 + e^raw) (001's neutral network)."""
+    """σ = 10⁻⁶ + log(1 + e^raw) (dai2019's neutral network)."""
     return F.softplus(raw) + 1e-6
 
 
 def exp_tanh(raw: Tensor) -> Tensor:
-    """σ = e^(5 tanh raw): log σ kept within ±5 (002's code)."""
+    """σ = e^(5 tanh raw): log σ kept within ±5 (ghosh2020's code)."""
     return (5 * torch.tanh(raw)).exp()
 
 
@@ -117,7 +117,7 @@ class Diagonal(Head):
 
 
 class FullCovariance(Head):
-    """N(μ, L Lᵀ) on vectors: the encoder of the Sigma-VAE (004). The network gives μ (n), log diag L (n) and the lower triangle (n(n-1)/2)."""
+    """N(μ, L Lᵀ) on vectors: the encoder of the Sigma-VAE (yu2020). The network gives μ (n), log diag L (n) and the lower triangle (n(n-1)/2)."""
 
     def size(self, channels: int) -> int:
         return 2 * channels + channels * (channels - 1) // 2
@@ -138,7 +138,7 @@ class FullCovariance(Head):
 
 
 class Constant(Head):
-    """N(μ, s² I) with a fixed s: the constant-variance VAE (002; s = 0.7 there)."""
+    """N(μ, s² I) with a fixed s: the constant-variance VAE (ghosh2020; s = 0.7 there)."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -180,9 +180,9 @@ class Gaussian(Head):
     r"""N(link(features), γ I).
 
     Args:
-        scale: a number: σ = √γ fixed. ``"shared"``: one learned log σ, starting at 0 (001). ``"optimal"``: γ is the mean squared error
-            of the batch while training (closed form of 001 and 004), and its running mean, set by :meth:`track`, in evaluation.
-            ``"pixel"``: the network gives log σ for every pixel too (004).
+        scale: a number: σ = √γ fixed. ``"shared"``: one learned log σ, starting at 0 (dai2019). ``"optimal"``: γ is the mean squared error
+            of the batch while training (closed form of dai2019 and yu2020), and its running mean, set by :meth:`track`, in evaluation.
+            ``"pixel"``: the network gives log σ for every pixel too (yu2020).
         link: maps features to the mean, e.g. ``torch.sigmoid`` for images in [0, 1].
         momentum: weight of the newest batch in the running mean of ``"optimal"``; the first 1/momentum batches count equally.
 

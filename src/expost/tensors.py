@@ -2,16 +2,18 @@
 
 An *event* is one datum (an image, a code); every dimension before it is a *batch* dimension. Images are kept as ``uint8``
 on the device and become floats in [0, 1] only when a batch is used (:func:`unit`). What people hand over instead of a tensor becomes
-one, or a sentence, in :func:`as_data`; every function that takes stored data begins with it.
+one, or a sentence, in :func:`as_data`; every function that takes stored data begins with it, or is decorated with :func:`takes_data`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +34,12 @@ __all__ = [
     "shifted",
     "spelled",
     "sum_event",
+    "takes_data",
     "unit",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Powers of two between which the largest number of a set may lie without being scaled: d squares of it, and their squares, are float32 numbers.
 RANGE = 24
@@ -87,6 +93,30 @@ def unit(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(f"expected uint8 or floating-point data, not {x.dtype}: convert it with .to(torch.uint8) or .float()")
     return x if dtype is None else x.to(dtype)
+
+
+def takes_data(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: the arguments of these names are stored data, given in any form that :func:`as_data` reads; None stays None.
+
+    >>> import numpy as np
+    >>> takes_data("x")(lambda x, n: type(x).__name__)(np.zeros(3), n=2)
+    'Tensor'
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def taking(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            for name in names:
+                if bound.arguments.get(name) is not None:
+                    bound.arguments[name] = as_data(bound.arguments[name], f'the data "{name}"')
+            return function(*bound.args, **bound.kwargs)
+
+        return taking
+
+    return decorate
 
 
 def sum_event(x: Tensor, dims: int) -> Tensor:

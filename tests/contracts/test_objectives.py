@@ -249,7 +249,7 @@ def test_more_samples_average_the_distortion():
 
 
 def test_free_bits_are_a_floor_in_bits_per_dimension():
-    """Σ_j [relu(KL_j - α ln 2) + α ln 2] (004's code)."""
+    """Σ_j [relu(KL_j - α ln 2) + α ln 2] (yu2020's code)."""
     m, x, alpha = model(), vectors(9), 0.3
     q = m.encode(x)
     per_dimension = 0.5 * (q.variance + q.mean.square() - 1 - q.variance.log())

@@ -57,7 +57,8 @@ class Compress(OpensRun):
 
         from expost.codec import compress, general_purpose, negative_elbo, write_compressed
         from expost.results import Table
-        from expost.runs.run import as_prior, load_model
+        from expost.runs.densities import as_prior
+        from expost.runs.run import load_model
         from expost.train.folder import RunFolder
 
         out = self.out or Path(f"{self.images.stem if self.images else self.split or 'test'}.xpz")

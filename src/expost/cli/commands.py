@@ -63,6 +63,7 @@ class List:
         from expost.density.spec import SPECS
         from expost.papers.base import targets as reproducible
         from expost.results import Table
+        from expost.runs.discovery import stages
         from expost.runs.experiment import recipes as rows
         from expost.runs.networks import NETWORKS
 
@@ -76,7 +77,7 @@ class List:
         for entry in names():
             sets.add(*entry)
         densities = Table(("density",), title="Densities: expost density RUN SPEC ...")
-        for spec in (*SPECS, "stage", "mean-stage"):
+        for spec in (*SPECS, *stages()):
             if (spec,) not in densities.rows:
                 densities.add(spec)
         networks = Table(("network", "what", "takes"), title="Networks: --set network=NAME")
@@ -119,7 +120,7 @@ class Train(DataOptions, Shared):
         from expost.runs.overrides import parse
         from expost.runs.run import plan, train_run
         from expost.system.devices import choose_device
-        from expost.system.identity import stable_repr
+        from expost.system.hashes import stable_repr
         from expost.system.locks import holder
         from expost.system.trackers import check_trackers
         from expost.train.folder import RunFolder
@@ -211,6 +212,7 @@ class Density(OpensRun):
         from expost.system.progress import Bar
 
         run = load(self.folder, self.data, self.device, self)
+        run.check(self.specs)
         rows = draw(len(run.dataset.train.x), CODES, "density", "train", self.seed)
         val = some(run.dataset.val.x, CODES, "density", "val", self.seed)
         codes = {"mean": (run.codes[rows], run.model.latents(val, at="mean"))}
@@ -290,7 +292,7 @@ class Claims(DataOptions):
     """Check the papers' claims: measured figure and verdict for each, training what is needed."""
 
     paper: Positional[str | None] = None
-    """000 ... 004, a paper's key (ghosh2020), or one claim (C1); default: all"""
+    """bozkurt2018 ... yu2020, a paper's key (ghosh2020), or one claim (C1); default: all"""
     data: str = "mnist"
     """data set name or folder"""
     budget: Budget = "cpu"

@@ -46,16 +46,18 @@ class Evaluate(OpensRun, Shared):
         from expost.cli.commands import echo, load
         from expost.evaluate.features.choose import extractor_of
         from expost.evaluate.metrics.suite import check_groups
+        from expost.evaluate.protocol import check_interpolations
         from expost.papers.quirks import Quirks
         from expost.report import attempt, colours, save_panels
         from expost.seeds import some
         from expost.system.files import keep
         from expost.system.locks import writing
 
-        groups, quirks = check_groups(self.metrics), Quirks.parse(self.quirks)
+        groups, quirks, _ = check_groups(self.metrics), Quirks.parse(self.quirks), check_interpolations(self.interpolation)
         run = load(self.folder, self.data, self.device, self)
-        extractor, notes = extractor_of(self.extractor, run.dataset)
         specs = self.density or run.experiment.densities
+        run.check(specs)  # before a classifier is trained
+        extractor, notes = extractor_of(self.extractor, run.dataset)
         scores = run.score(
             extractor, densities=tuple(specs), n=self.n, seed=self.seed, notes=notes, groups=groups, interpolations=self.interpolation, treatment=quirks
         )  # fmt: skip

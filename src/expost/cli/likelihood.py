@@ -55,7 +55,7 @@ class Likelihood(OpensRun):
         from expost.evaluate.likelihood.importance import importance_bound
         from expost.evaluate.likelihood.surgery import elbo_surgery
         from expost.objectives.noise import binarised, dequantised
-        from expost.runs.run import as_prior
+        from expost.runs.densities import as_prior
         from expost.seeds import draw, some
 
         run = load(self.folder, self.data, self.device, self)

@@ -22,7 +22,7 @@ class Reproduce(DataOptions):
     target: Positional[str]
     """e.g. yu2020/table1; see `expost list`"""
     data: str | None = None
-    """data set name or folder, where the target needs one; default: the target's"""
+    """data set name or folder, for targets that do not make their own; default: the target's"""
     budget: Literal["smoke", "cpu", "paper"] = "cpu"
     """of the runs"""
     seed: int = 0
@@ -50,8 +50,11 @@ class Reproduce(DataOptions):
         def say(text: str) -> None:
             print(f"  ... {text}", file=sys.stderr, flush=True)
 
-        data = self.data or target.data
-        name = f"{self.target.replace('/', '-')}-{Path(data).name}-{self.budget}-{self.seed}"
+        given = [f"--{name.replace('_', '-')}" for name in ([] if self.data is None else ["data"]) + list(self.loading())]
+        if given and not target.data:
+            raise ValueError(f"{target.name} is of data that it makes itself: leave out {' and '.join(given)}")
+        data = target.data if self.data is None else self.data
+        name = "-".join([self.target.replace("/", "-"), *[Path(data).name] * bool(data), self.budget, str(self.seed)])
         out = self.out or Path("runs/reproduce") / name
         check_report(out)
         lab = Lab(data, self.budget, self.runs, self.seed, self.device, say=say, loading=self.loading())
@@ -63,7 +66,7 @@ class Reproduce(DataOptions):
                 failed = attempt(out / "maps.png", lambda: save_maps(out / "maps.png", made.maps))
                 sections.append(Section("Maps", [failed]) if failed else Section("Maps", pictures=[out / "maps.png"]))
             sections += [*strip_sections(out, made.strips), *chart_sections(out, made.demonstrations)]
-            command = f"expost reproduce {self.target} --data {data} --budget {self.budget} --seed {self.seed}"
+            command = f"expost reproduce {self.target}{f' --data {data}' * bool(data)} --budget {self.budget} --seed {self.seed}"
             sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
             write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
             print(f"wrote {out / 'report.html'} in {time.monotonic() - start:.0f} s", flush=True)

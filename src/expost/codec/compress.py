@@ -29,11 +29,10 @@ from expost.codec.stack import Outside, Shortage, Stack, seed_words
 from expost.distributions import base_of, check_data
 from expost.seeds import seeded, some
 from expost.system.files import atomic
-from expost.system.hashes import state_hash
-from expost.system.identity import stable_repr
+from expost.system.hashes import stable_repr, state_hash
 from expost.system.progress import Bar
 from expost.system.schema import check_value, printable
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 from expost.train.second_stage import SecondStage
 
 __all__ = ["Compressed", "compress", "decompress", "model_name", "negative_elbo", "read_compressed", "write_compressed"]
@@ -83,6 +82,7 @@ def model_name(model: Autoencoder) -> str:
     return "".join(parts)
 
 
+@takes_data("x")
 def compress(
     model: Autoencoder,
     x: Tensor,
@@ -107,8 +107,6 @@ def compress(
         ValueError: no probability masses, deterministic encoder, prior that cannot be made discrete, values that are not levels.
     """
     start = time.perf_counter()
-    if not isinstance(x, Tensor):
-        raise TypeError(f"images must be a tensor, not {type(x).__name__}: torch.from_numpy(images) makes one")
     if len(x) == 0:
         raise ValueError("there is nothing to compress: give at least one image")
     span = check_value(span, Span | None, "span")
@@ -193,6 +191,7 @@ def decompress(model: Autoencoder, data: bytes, *, name: str = "this file", prog
     return torch.cat(parts[::-1])
 
 
+@takes_data("x")
 def write_compressed(
     path: str | Path,
     compressed: Compressed,
@@ -226,6 +225,7 @@ def read_compressed(path: str | Path, model: Autoencoder, *, progress: bool | No
     return decompress(model, path.read_bytes(), name=str(path), progress=progress)
 
 
+@takes_data("x")
 def negative_elbo(model: Autoencoder, x: Tensor, *, batch_size: int = 500, seed: int = 0) -> Tensor:
     """-ELBO of each image in bits with one sample at every level, (n,) float64: the length that bits-back coding has in expectation."""
     parts: list[Tensor] = []
@@ -266,15 +266,18 @@ def _push_all(coder: Coder, x: Tensor, words: Any, progress: bool | None) -> tup
 
 def _symbols(level: Level, x: Tensor) -> int:
     """The number of values that a pixel may have; ``ValueError`` if some pixels are not levels of the decoder's distribution."""
-    if x.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(f"images must be uint8 or float32, not {str(x.dtype).removeprefix('torch.')}: convert them first")
+    kind = str(x.dtype).removeprefix("torch.")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ValueError(f"images must be uint8 or float32, not {kind}: convert them first")
     base, symbols = base_of(_pixels(level)), _alphabet(level)
     if symbols == 2 and x.dtype == torch.uint8 and int(x.max()) == 1:
         raise ValueError("binary images as uint8 are 0 and 255, and these are 0 and 1: multiply them by 255, or give floats 0 and 1")
     for part in batches(x, 1000):
         check_data(base, unit(part))
-        if not torch.equal(_stored(_integers(part, symbols), symbols, str(x.dtype).removeprefix("torch.")), part):
+        if not torch.equal(_stored(_integers(part, symbols), symbols, kind), part):
             raise ValueError(f"some pixels are not exactly one of the {symbols} levels k / {symbols - 1}: give uint8 images")
+    if kind not in ("uint8", "float32"):
+        raise ValueError(f"images must be uint8 or float32, not {kind}: convert them first")
     return symbols
 
 
@@ -297,7 +300,7 @@ def _integers(x: Tensor, symbols: int) -> Tensor:
 def _stored(values: Tensor, symbols: int, dtype: str) -> Tensor:
     if dtype == "uint8":
         return (values * (255 // (symbols - 1))).to(torch.uint8)
-    return values.to(torch.float32) / (symbols - 1)
+    return values.to(getattr(torch, dtype)) / (symbols - 1)
 
 
 def _automatic_steps(levels: list[Level], values: Tensor, symbols: int) -> list[float]:

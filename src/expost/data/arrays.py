@@ -96,7 +96,8 @@ def resize(x: Tensor, decoder: Decoder, name: str) -> Tensor:
     from PIL import Image
 
     if x.dim() != 4:
-        raise ValueError(f"{name} is points, not images: leave out size and crop")
+        given = [f"{option}={value}" for option, value in (("size", decoder.size), ("crop", decoder.crop)) if value is not None]
+        raise ValueError(f"{name} is points, not images: leave out {' and '.join(given)}")
     kind = np.uint8 if x.dtype == torch.uint8 else np.float32
     height, width = decoder.shape(x.shape[2], x.shape[3], name)
     out = scratch((len(x), x.shape[1], height, width), kind)

@@ -15,9 +15,8 @@ from torch.distributions import AffineTransform, Distribution, TransformedDistri
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import WIDEST, FitReport, codes_for, drawn_in, held_out_split, require_fitted, spreads
-from expost.optimise import minimise
+from expost.optimise import Cosine, minimise
 from expost.seeds import permutation, seeded
-from expost.train.schedules import Cosine
 
 __all__ = ["Flow"]
 

@@ -7,8 +7,9 @@ spec and dimension to build it from, so that loading executes nothing.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
 import torch
@@ -53,8 +54,11 @@ def _flow(d: int, kind: str = "nsf") -> Flow:
 SPECS: dict[str, Builder] = {"normal": StandardNormal, "gaussian": FullGaussian, "gmm": _gmm, "kde": _kde, "flow": _flow}
 
 
-def parse(spec: str, d: int) -> Density:
+def parse(spec: str, d: int, also: Mapping[str, str] = MappingProxyType({})) -> Density:
     """A fresh density for codes of dimension ``d``.
+
+    Args:
+        also: names that the caller reads, with their forms: they are choices too, but none of these stands here.
 
     Raises:
         ValueError: naming the nearest known spec, or the form that the arguments should have.
@@ -64,8 +68,11 @@ def parse(spec: str, d: int) -> Density:
     """
     name, *arguments = spec.split(":")
     if name not in SPECS:
-        close = difflib.get_close_matches(name, SPECS, 1, 0.5)
-        hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(SPECS)}"
+        if name in also:
+            raise ValueError(f'cannot read the density "{spec}": write {also[name]}')
+        known = [*SPECS, *also]
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(known)}"
         raise ValueError(f'unknown density "{spec}": {hint}')
     large = f'the density "{spec}" does not fit into this machine\'s memory: choose a smaller one'
     try:

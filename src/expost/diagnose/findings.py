@@ -37,7 +37,7 @@ from expost.distributions import deterministic
 from expost.results import Result, Table, format_number
 from expost.seeds import seeded, some
 from expost.system.memory import retained
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = [
     "CONCENTRATED",
@@ -154,6 +154,7 @@ class Diagnosis:
         }
 
 
+@takes_data("train", "held_out")
 def diagnose(
     model: Autoencoder,
     train: Tensor,

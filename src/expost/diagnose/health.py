@@ -38,7 +38,7 @@ from expost.posterior.aggregate import AggregatePosterior, mutual_information
 from expost.results import Result, Table
 from expost.seeds import seeded, some
 from expost.system.progress import Bar
-from expost.tensors import check_finite, unit
+from expost.tensors import check_finite, takes_data, unit
 
 __all__ = ["LEAST", "Panel", "panel", "reconstruction_gain"]
 
@@ -126,6 +126,7 @@ class Panel:
         )
 
 
+@takes_data("x_train", "x_val")
 def panel(
     model: Autoencoder,
     x_train: Tensor,
@@ -232,6 +233,7 @@ def panel(
     return Panel(alive, linear, marginal, found, collapse, reference, d, seed, tuple(notes))
 
 
+@takes_data("x")
 def reconstruction_gain(
     model: Autoencoder,
     x: Tensor,

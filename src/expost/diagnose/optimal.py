@@ -26,7 +26,7 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import CrossEntropy, base_of, binary, check_data
 from expost.posterior.aggregate import AggregatePosterior, Responsibilities
 from expost.results import Result, Table
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["LatentMap", "OptimalDecoder", "aggregate_of", "distance", "floor", "latent_map", "optimal_decoder"]
 
@@ -133,6 +133,7 @@ def kind_of(model: Autoencoder, z: Tensor) -> str:
     return "cross-entropy" if binary(p) or isinstance(base_of(p), CrossEntropy) else "squared"
 
 
+@takes_data("train", "x", "exclude")
 def optimal_decoder(
     model: Autoencoder,
     train: Tensor,
@@ -214,8 +215,9 @@ class LatentMap:
         return float((prior * (self.largest > above)).sum() / prior.sum())
 
 
+@takes_data("train")
 def latent_map(model: Autoencoder, train: Tensor, *, bound: float = 5.0, points: int = 600, memory: int = 256_000_000) -> LatentMap:
-    """Largest optimal-decoder weight and q(z) over [-bound, bound]², for a model with two latent dimensions (Figure 3 of 000)."""
+    """Largest optimal-decoder weight and q(z) over [-bound, bound]², for a model with two latent dimensions (Figure 3 of bozkurt2018)."""
     q = model.posteriors(train)
     if q.mean.shape[1] != 2:
         raise ValueError(f"a latent map needs two latent dimensions, not {q.mean.shape[1]}: train with --set latent=2")

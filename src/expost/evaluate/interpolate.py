@@ -1,4 +1,4 @@
-r"""Paths between codes, and the midpoints whose decoded images 002 scores.
+r"""Paths between codes, and the midpoints whose decoded images ghosh2020 scores.
 
 slerp(t; a, b) = sin((1-t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b, Ω = angle between a and b (Shoemake 1985), on codes as they are: the norm moves from
 ‖a‖ to ‖b‖ and is constant if these agree. Linear where sin Ω = 0.
@@ -20,7 +20,7 @@ def lerp(t: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
 
 
 def lerp_to_mean_norm(t: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
-    """(1 - t) a + t b, rescaled to the norm (1 - t) ‖a‖ + t ‖b‖ (002's "norm-corrected" line); zero stays zero."""
+    """(1 - t) a + t b, rescaled to the norm (1 - t) ‖a‖ + t ‖b‖ (ghosh2020's "norm-corrected" line); zero stays zero."""
     straight = lerp(t, a, b)
     norm = lerp(t, a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True))
     return straight * (norm / straight.norm(dim=-1, keepdim=True).clamp_min(1e-30))
@@ -39,7 +39,7 @@ def slerp(t: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairs(n_codes: int, n_pairs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of random pairs: as in 002 each code is used at most three times, so up to 1.5 n_codes pairs; no code meets itself.
+    """Indices of random pairs: as in ghosh2020 each code is used at most three times, so up to 1.5 n_codes pairs; no code meets itself.
 
     Returns two (n_pairs,) index tensors.
     """

@@ -4,14 +4,14 @@
 * samples: n samples, from the training prior or a density fitted ex post, against the test set.
 * interpolation: decoded midpoints of random pairs of validation codes: on the sphere, on the line, and on the line but rescaled to the mean
   norm of the two ends.
-* A density that is itself an autoencoder whose codes can be reached (002's mean-stage) adds reconstructions and interpolations through both
-  stages, as 002's table has them.
+* A density that is itself an autoencoder whose codes can be reached (ghosh2020's mean-stage) adds reconstructions and interpolations through both
+  stages, as ghosh2020's table has them.
 
 Beside them stand controls, without which no such number means anything: held-out real images, training images, training images moved by a
 pixel, and images with shuffled pixels. All sets have the same size n, because a Fréchet distance is biased in n; where a split is larger, its n
 images are drawn at random, since the first ones may all be of one class.
 
-002's repository differs from its text in places, and 001's too; :class:`~expost.papers.treatment.Quirks` has them as flags, all off.
+ghosh2020's repository differs from its text in places, and dai2019's too; :class:`~expost.papers.quirks.Quirks` has them as flags, all off.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from expost.system.files import cache_folder
 from expost.system.hashes import content_hash
 from expost.system.progress import Bar
 from expost.system.storage import code_hash, remember
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "score"]
 
 INTERPOLATIONS = ("spherical", "linear", "norm-corrected")
-#: The groups of metrics that 002's tables need.
+#: The groups of metrics that ghosh2020's tables need.
 DEFAULT: tuple[str, ...] = ("fd", "prd")
 
 
@@ -178,6 +178,16 @@ class Scores:
         )
 
 
+def check_interpolations(kinds: Iterable[str]) -> tuple[str, ...]:
+    """``kinds`` without repetitions; ``ValueError`` names what exists."""
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(dict.fromkeys(kinds))
+    unknown = sorted(set(kinds) - set(INTERPOLATIONS))
+    if unknown:
+        raise ValueError(f'there is no interpolation "{unknown[0]}": choose among {", ".join(INTERPOLATIONS)}')
+    return kinds
+
+
+@takes_data("val", "test", "train")
 def score(
     model: Autoencoder,
     val: Tensor,
@@ -212,10 +222,7 @@ def score(
         name: of the reference set.
         cache: folder of cached features and controls; the user's by default.
     """
-    chosen, treatment = check_groups(groups), treatment or Treatment()
-    unknown = sorted(set(interpolations) - set(INTERPOLATIONS))
-    if unknown:
-        raise ValueError(f'there is no interpolation "{unknown[0]}": choose among {", ".join(INTERPOLATIONS)}')
+    chosen, treatment, interpolations = check_groups(groups), treatment or Treatment(), check_interpolations(interpolations)
     n = min(n, len(val), len(test))
     if n < 2:
         raise ValueError("scoring needs at least two validation and two test images")
@@ -247,7 +254,7 @@ def score(
             add("interpolation" + ("" if kind == "spherical" else f" {kind}") + suffix, of.decode_points(middle))
 
     stages = sum(hasattr(density, "joined") for density in densities.values())
-    planned = len(densities) + (1 + stages) * (1 + len(tuple(interpolations))) + len(CONTROLS)
+    planned = len(densities) + (1 + stages) * (1 + len(interpolations)) + len(CONTROLS)
     with Bar(planned, what="scores", after=1.0) as bar:
         add("reconstruction", treatment.reconstruct(model, val, seed=seed))
         for spec, density in densities.items():

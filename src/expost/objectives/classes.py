@@ -1,4 +1,4 @@
-r"""003: bring classes closer with the ω regulariser, and keep the encoder Lipschitz by clipping its weights.
+r"""manoj2018: bring classes closer with the ω regulariser, and keep the encoder Lipschitz by clipping its weights.
 
 ω(x₁, x₂) = ‖f(x₁) - f(x₂)‖² / ‖x₁ - x₂‖², f = the encoder. The slides add λ Σ_{i<=b/2} ω(x_i, x_{i+b/2}) to the batch-summed loss.
 """
@@ -49,7 +49,7 @@ class ClassDistance(Objective):
 
 @dataclass(frozen=True)
 class Clipped(Objective):
-    """Clip every parameter of the encoder to [-bound, bound] after each step (003: 0.3; also its normalisation scales, as the author does)."""
+    """Clip every parameter of the encoder to [-bound, bound] after each step (manoj2018: 0.3; also its normalisation scales, as the author does)."""
 
     objective: Objective
     bound: Annotated[float, Meta(gt=0)] = 0.3

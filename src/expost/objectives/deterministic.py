@@ -1,6 +1,6 @@
-r"""Objectives of autoencoders whose encoder is deterministic: AE, RAE (002) and WAE-MMD.
+r"""Objectives of autoencoders whose encoder is deterministic: AE, RAE (ghosh2020) and WAE-MMD.
 
-The decoder's Gaussian head fixes the unit: with variance γ = ½ the distortion is ‖x - x̂‖² plus a constant. The weights of 002's code
+The decoder's Gaussian head fixes the unit: with variance γ = ½ the distortion is ‖x - x̂‖² plus a constant. The weights of ghosh2020's code
 belong to losses that are *means* over the D pixels and d latents; ``expost.papers.ghosh2020.models`` converts them, visibly.
 """
 
@@ -104,7 +104,7 @@ class WAE(Objective):
     Args:
         weight: λ, nats per example.
         kernel: statistic (a, b) -> scalar; :func:`expost.divergences.mmd`.
-        input_noise: std of Gaussian noise added to the input, clipped at one std (002's CelebA runs: 0.01; else 0).
+        input_noise: std of Gaussian noise added to the input, clipped at one std (ghosh2020's CelebA runs: 0.01; else 0).
     """
 
     weight: Annotated[float, Meta(ge=0)] = 10.0

@@ -28,9 +28,9 @@ class ELBO(Objective):
 
     Args:
         beta: weight of the rate.
-        free_bits: α in *bits* per latent dimension and example: each dimension's KL counts as at least α ln 2 nats (004's code;
+        free_bits: α in *bits* per latent dimension and example: each dimension's KL counts as at least α ln 2 nats (yu2020's code;
             Kingma et al. 2016). Needs a closed-form KL per dimension.
-        samples: z per example in the expectation (k of 002's Figure 3).
+        samples: z per example in the expectation (k of ghosh2020's Figure 3).
     """
 
     beta: Annotated[float, Meta(ge=0)] = 1.0

@@ -17,7 +17,7 @@ def _records() -> list[dict[str, Any]]:
 
 
 def published(doc: str, table: str, row: str, column: str) -> float:
-    """The value printed in a table of paper ``doc`` (``000`` ... ``004``); ``KeyError`` if there is none."""
+    """The value printed in a table of paper ``doc`` (``bozkurt2018`` ... ``yu2020``); ``KeyError`` if there is none."""
     for record in _records():
         if record["value"] is not None and (record["doc"], record["table"], record["row"], record["column"]) == (doc, table, row, column):
             return float(record["value"])

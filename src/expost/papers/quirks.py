@@ -2,7 +2,7 @@
 
 Scores of different papers were computed on differently treated images, and a few grey levels move a Fréchet distance by more than a good idea
 does. Nothing here is recommended. The flags are for one purpose: to reproduce a published number as it was made, and to see what the
-treatment alone was worth. 001 is Dai and Wipf 2019 ("Diagnosing and enhancing VAE models", github.com/daib13/TwoStageVAE), 002 Ghosh et al.
+treatment alone was worth. dai2019 is Dai and Wipf 2019 ("Diagnosing and enhancing VAE models", github.com/daib13/TwoStageVAE), ghosh2020 Ghosh et al.
 2020 ("From variational to deterministic autoencoders", github.com/ParthaEth/Regularized_autoencoders-RAE-).
 
 Every transform of images treats each image alone, so it also works block by block: ``sets.Mapped(images, quirks.generated)``.
@@ -24,26 +24,26 @@ from expost.tensors import check_finite, unit
 
 __all__ = ["Quirks"]
 
-#: Where 002 begins its "validation" images.
+#: Where ghosh2020 begins its "validation" images.
 OVERLAP = 10_000
 
 _SENTENCES = {
-    "stretch": "stretch: every generated image is min-max stretched to [0, 1] and real ones are not (001's repository, fid_score.py); "
+    "stretch": "stretch: every generated image is min-max stretched to [0, 1] and real ones are not (dai2019's repository, fid_score.py); "
     "restores the contrast of washed-out samples, so it usually lowers their distance",
-    "jpeg": "jpeg={}: real images were written as JPEG of this quality and read back, generated ones not (001's preprocess.py, on CIFAR-10, at "
+    "jpeg": "jpeg={}: real images were written as JPEG of this quality and read back, generated ones not (dai2019's preprocess.py, on CIFAR-10, at "
     "PIL's default of 75); real images lose fine detail, as those of autoencoders do, which shifts the distance",
-    "first_channel": "first-channel: real images are their first channel, repeated (002's cached CIFAR-10 statistics, fid_from_dir_computer.py); "
+    "first_channel": "first-channel: real images are their first channel, repeated (ghosh2020's cached CIFAR-10 statistics, fid_from_dir_computer.py); "
     "colour in generated images counts against them, so it usually raises the distance",
     "eight_bit": "eight-bit: images are clipped to [0, 1] and rounded to 8-bit grey levels, as a picture file does; a small effect of either sign",
-    "truncate": "truncate: generated images are clipped to [0, 1] and cut down to 8-bit grey levels (002's PNG files, save_batches_of_images.py); "
+    "truncate": "truncate: generated images are clipped to [0, 1] and cut down to 8-bit grey levels (ghosh2020's PNG files, save_batches_of_images.py); "
     "they become darker by half a level on average, and a background just below 0 or 1/255 becomes black",
-    "stochastic_reconstruction": "stochastic-reconstruction: VAE reconstructions are decoded from a sample of q(z | x), not from its mean (001's and "
-    "002's repositories); usually raises the distance and the error of reconstructions",
+    "stochastic_reconstruction": "stochastic-reconstruction: VAE reconstructions are decoded from a sample of q(z | x), not from its mean (dai2019's and "
+    "ghosh2020's repositories); usually raises the distance and the error of reconstructions",
     "overlapping_validation": "overlapping-validation: \"validation\" images are the training images from number 10 000 on, of which most were "
-    "trained on (002's repository, MNIST and CIFAR-10); lowers the distance of reconstructions and interpolations",
-    "training_reference": "training-reference: the reference is training images, not the test set (002's CIFAR-10 statistics as its main program "
+    "trained on (ghosh2020's repository, MNIST and CIFAR-10); lowers the distance of reconstructions and interpolations",
+    "training_reference": "training-reference: the reference is training images, not the test set (ghosh2020's CIFAR-10 statistics as its main program "
     "makes them); lowers the distance of a model that copies its training data",
-    "validation_reference": "validation-reference: the reference is validation images, not the test set (002's precision and recall); favours "
+    "validation_reference": "validation-reference: the reference is validation images, not the test set (ghosh2020's precision and recall); favours "
     "reconstructions of the very same images",
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ class Quirks(Treatment):
 
     Attributes:
         stretch: each generated image x becomes (x - min x) / (max x - min x), all channels together; a constant image becomes 0.
-        jpeg: quality (1 ... 95) at which real images are written as JPEG and read back; 75 is 001's.
+        jpeg: quality (1 ... 95) at which real images are written as JPEG and read back; 75 is dai2019's.
         first_channel: real images become their first channel, repeated.
         eight_bit: images are clipped to [0, 1] and rounded to 8-bit levels; real ones too, if they are floats.
         truncate: generated images are clipped to [0, 1] and cut down, not rounded, to 8-bit levels.
@@ -80,7 +80,7 @@ class Quirks(Treatment):
 
     def __post_init__(self) -> None:
         if self.jpeg is not None and not (isinstance(self.jpeg, int) and not isinstance(self.jpeg, bool) and 1 <= self.jpeg <= 95):
-            raise ValueError(f"the quality of a JPEG must be a whole number from 1 to 95, not {self.jpeg!r}: 001's is jpeg=75")
+            raise ValueError(f"the quality of a JPEG must be a whole number from 1 to 95, not {self.jpeg!r}: dai2019's is jpeg=75")
         for one, other in (("eight_bit", "truncate"), ("training_reference", "validation_reference")):
             if getattr(self, one) and getattr(self, other):
                 raise ValueError(f"{_spelled(one)} and {_spelled(other)} exclude each other: choose one")
@@ -105,7 +105,7 @@ class Quirks(Treatment):
                 raise ValueError(f"{_spelled(name)} is given twice: keep one of them")
             if name == "jpeg":
                 if not value.isdecimal():
-                    raise ValueError(f'jpeg needs a quality, a whole number from 1 to 95, not "{value}": 001\'s is jpeg=75')
+                    raise ValueError(f'jpeg needs a quality, a whole number from 1 to 95, not "{value}": dai2019\'s is jpeg=75')
                 values[name] = int(value)
             elif equals:
                 raise ValueError(f'{_spelled(name)} takes no value, not "{value}": leave out "={value}"')
@@ -158,7 +158,7 @@ class Quirks(Treatment):
     def validation(self, val: Tensor, train: Tensor | None = None) -> Tensor:
         """``val``; or, with ``overlapping_validation``, the training images from number 10 000 on, then ``val``.
 
-        002 reads x_train[10000:] of all images that the data set has for training; here these are ``train``, and ``val`` held out from its end.
+        ghosh2020 reads x_train[10000:] of all images that the data set has for training; here these are ``train``, and ``val`` held out from its end.
         """
         if not self.overlapping_validation:
             return val

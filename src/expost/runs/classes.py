@@ -1,4 +1,4 @@
-"""``expost diagnose --classes``: what classes are sampled, where the holes are, how close the classes lie (003), for any run on labelled data.
+"""``expost diagnose --classes``: what classes are sampled, where the holes are, how close the classes lie (manoj2018), for any run on labelled data.
 
 The classes are those of the evaluation's classifier on decoded codes. A *hole* is a code whose image the classifier gives no class with a probability of
 at least τ = .9; since the classifier also hesitates about good images, the share of holes among draws stands beside that among reconstructions of
@@ -17,13 +17,12 @@ from expost.density import StandardNormal
 from expost.density.base import Density
 from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import radius_bounds
-from expost.diagnose.classes.classify import LatentClasses, outputs, prior_codes
+from expost.diagnose.classes.classify import TAU, LatentClasses, outputs, prior_codes
 from expost.diagnose.classes.distances import class_codes
 from expost.diagnose.classes.masses import class_masses, coverage
 from expost.diagnose.classes.radius import segment_radius, smallest
 from expost.diagnose.findings import Finding, Remedy
-from expost.evaluate.features.classifier import TrainedClassifier
-from expost.papers.manoj2018.spaces import TAU, differentiable_logits
+from expost.evaluate.features.classifier import TrainedClassifier, differentiable_logits
 from expost.results import Table
 from expost.runs.run import Run
 from expost.seeds import draw, seeded

@@ -23,8 +23,9 @@ from expost.evaluate.features.classifier import TrainedClassifier
 from expost.objectives import ELBO
 from expost.results import SHOWN, Curve, Demonstration, Series, Strips, Table
 from expost.runs.classes import class_report
+from expost.runs.densities import fitted_at
 from expost.runs.origin import arguments
-from expost.runs.run import Run, fitted_at
+from expost.runs.run import Run
 from expost.runs.wrapped import code_options
 from expost.seeds import draw, seeded, some
 from expost.tensors import unit
@@ -77,6 +78,7 @@ def diagnose_run(
 
     ``classes`` adds masses, holes and radius (:mod:`expost.runs.classes`), by the evaluation's classifier, which is trained if there is none yet.
     """
+    run.check([density])
     data = run.dataset
     classifier = extractor_of("classifier", data)[0] if classes else None  # what cannot be had is said at once
     if classes and not isinstance(classifier, TrainedClassifier):

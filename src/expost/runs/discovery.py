@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module, util
 from pkgutil import iter_modules
+from typing import NamedTuple
 
-__all__ = ["discover"]
+from expost.density.base import Density
+
+__all__ = ["Stage", "add_density", "discover", "stages"]
 
 
 @cache
@@ -18,3 +22,24 @@ def discover() -> None:
         if (found.ispkg and util.find_spec(models) is None) or (not found.ispkg and not found.name.endswith(".classics")):
             continue
         import_module(models)
+
+
+class Stage(NamedTuple):
+    """A density that is trained: how its name is written, and what makes it from (experiment, seed, what stands after the colon)."""
+
+    form: str
+    build: Callable[..., Density]
+
+
+_STAGES: dict[str, Stage] = {}
+
+
+def add_density(name: str, form: str, build: Callable[..., Density]) -> None:
+    """Make a density known that is trained on the codes of a run."""
+    _STAGES[name] = Stage(form, build)
+
+
+def stages() -> dict[str, Stage]:
+    """All of these by name, with those of papers."""
+    discover()
+    return _STAGES

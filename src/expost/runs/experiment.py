@@ -20,14 +20,14 @@ from expost.data import Dataset
 from expost.density.spec import parse as parse_density
 from expost.heads import Gaussian, Head, identity
 from expost.objectives.base import Objective
+from expost.optimise import Cosine
 from expost.runs import overrides
-from expost.runs.discovery import discover
+from expost.runs.discovery import discover, stages
 from expost.runs.networks import IMAGES, POINTS, Pair, find_network, kind_of
 from expost.seeds import seeded
-from expost.system.identity import experiment_name, stable_repr, timeless
+from expost.system.hashes import experiment_name, stable_repr, timeless
 from expost.system.memory import Bounded, machine
 from expost.system.schema import Checked, Meta
-from expost.train.schedules import Cosine
 from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.settings import Training
 
@@ -164,8 +164,8 @@ class Experiment(Checked):
             training.length(1)
         for spec in changed.densities:
             name = spec.partition("@")[0]
-            if name.partition(":")[0] not in ("prior", "stage", "mean-stage"):
-                parse_density(name, 1)
+            if name != "prior" and name.partition(":")[0] not in stages():
+                parse_density(name, 1, {known: stage.form for known, stage in stages().items()} | {"prior": "prior"})
         return changed
 
     @property

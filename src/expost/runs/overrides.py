@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
-from expost.system.identity import stable_repr
+from expost.system.hashes import stable_repr
 from expost.system.schema import check_value, declared
 
 __all__ = ["apply", "parse", "replace_path"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,18 +19,19 @@ from torch import Tensor
 from expost import data
 from expost.autoencoder import Autoencoder, check_weights
 from expost.density.base import Codes, Density
+from expost.density.normal import StandardNormal
 from expost.evaluate.features.base import Extractor
 from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.protocol import DEFAULT, Scores, score
 from expost.evaluate.treatment import Treatment
-from expost.papers.ghosh2020.mean_stage import MeanStage
+from expost.runs.densities import fitted_at, fresh_density
 from expost.runs.experiment import WRAPPED, BudgetName, Experiment, Recipe, Task, find
 from expost.runs.origin import describe, load_again
 from expost.runs.wrapped import code_options, rebuild_wrapped
 from expost.system.devices import choose_device
 from expost.system.files import keep as keep_for_later
 from expost.system.files import load_tensors, save_tensors
-from expost.system.identity import experiment_name, timeless
+from expost.system.hashes import experiment_name, timeless
 from expost.system.locks import NAME, training, writing
 from expost.system.processes import Processes, apart, join
 from expost.system.state import FailedRun, State, check_folder, leaving_nothing, made
@@ -38,10 +39,9 @@ from expost.system.storage import code_hash
 from expost.train.fit import Watch, fit
 from expost.train.folder import Description, RunFolder, load_weights, versions
 from expost.train.history import History
-from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.second_stage import SecondStage
 
-__all__ = ["Run", "as_prior", "fitted_at", "load_model", "load_run", "plan", "train_run"]
+__all__ = ["Run", "load_model", "load_run", "plan", "train_run"]
 
 #: What ``recipe.json`` calls the code of the training, among versions.
 CODE = "training code"
@@ -80,15 +80,16 @@ class Run:
         return self.model.latents(self.dataset.train.x, at="mean")
 
     def density(self, spec: str, *, seed: int | None = None, refit: bool = False) -> Density:
-        """The density of a spec on the training codes: ``prior`` is the training prior; others are fitted, or loaded from the folder.
+        """The density of a spec on the training codes: ``prior`` is the training prior, ``normal`` N(0, I); others are fitted, or loaded from
+        the folder.
 
         ``gmm:10`` is fitted to posterior means, for sampling; ``gmm:10@sample`` to one sample of every posterior, q(z), for likelihoods.
         """
+        fresh = self.unfitted(spec)
         if spec == "prior":
-            if self.model.prior is None:
-                raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
-            return self.model.prior
-        fresh = _fresh_density(spec, self.experiment, self.seed)
+            return fresh
+        if isinstance(fresh, StandardNormal):  # N(0, I), whatever the codes are
+            return fresh.to(self.model.device).eval()
         file = self.folder.density_file(spec) if self.folder else None
         if file is not None and file.is_file() and not refit:
             again = _again(self.folder, spec) if self.folder else ""
@@ -106,6 +107,19 @@ class Run:
             with keep_for_later(self.folder.path), writing(self.folder.path):
                 save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self.weights})
         return fresh.eval()
+
+    def unfitted(self, spec: str) -> Density:
+        """What :meth:`density` fits; ``ValueError`` for a spec that cannot be read."""
+        if spec == "prior":
+            if self.model.prior is None:
+                raise ValueError(f"{self.experiment.recipe} trains without a prior: choose gaussian, gmm:10, kde, flow or stage")
+            return self.model.prior
+        return fresh_density(spec, self.experiment, self.seed)
+
+    def check(self, specs: Iterable[str]) -> None:
+        """``ValueError`` for a spec that cannot be read: before others are fitted, or anything else that takes long."""
+        for spec in specs:
+            self.unfitted(spec)
 
     def keep(self, key: str, value: dict[str, Any]) -> None:
         """Keep what was measured in the folder, if there is one, see :meth:`expost.train.folder.RunFolder.keep`; by the main process."""
@@ -140,6 +154,7 @@ class Run:
         if extractor is None:
             extractor, notes = extractor_of("classifier", self.dataset)
         specs = self.experiment.densities if densities is None else densities
+        self.check(specs)
         fitted = {spec: self.density(spec) for spec in specs}
         splits = self.dataset
         scores = score(
@@ -177,26 +192,6 @@ def _load_fitted(fresh: Density, file: Path, spec: str, weights: str, again: str
 def _again(folder: RunFolder, spec: str) -> str:
     """The command that fits a density of a run."""
     return shlex.join(["expost", "density", str(folder.path), spec, *code_options(folder.read_recipe())])
-
-
-def _fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
-    """The unfitted density of a spec."""
-    from expost.density import parse
-
-    spec, _, at = spec.partition("@")
-    if at not in ("", "mean", "sample"):
-        raise ValueError(f'cannot read "@{at}": a density is fitted to posterior means (no suffix), or to samples with "{spec}@sample"')
-    if spec == "stage":
-        return SecondStage.mlp(experiment.latent, experiment.stage_width, experiment.stage, seed=seed)
-    name, _, weight = spec.partition(":")
-    if name == "mean-stage":
-        try:
-            beta = float(weight or 1.5e-3 * experiment.latent)  # 002's weight for MNIST
-        except ValueError:
-            raise ValueError(f'cannot read the density "{spec}": write mean-stage or mean-stage:0.024, the weight of its KL term') from None
-        training = None if experiment.stage == STAGE_CPU else experiment.stage  # the short one depends on the dimension
-        return MeanStage(experiment.latent, beta, experiment.stage_width, training, seed=seed)
-    return parse(spec, experiment.latent)
 
 
 def _weights_name(model: Autoencoder) -> str:
@@ -395,9 +390,9 @@ def load_run(
 
     def checked(found: data.Dataset) -> data.Dataset:
         if found.hash != saved["data"]["hash"]:
-            raise ValueError(
-                f"the data {found.name} is not what {path} was trained on (another content hash): pass the original (data_name=...)"
-            )
+            told = " and ".join(f"{name}={value}" for name, value in (loading or {}).items())
+            ways = ["pass the original (data_name=...)"] * (not told or data_name is not None) + [f"leave out {told}"] * bool(told)
+            raise ValueError(f"the data {found.name} is not what {path} was trained on (another content hash): {', or '.join(ways)}")
         return found
 
     if dataset is not None:
@@ -407,16 +402,6 @@ def load_run(
     if callable(source) and (data_name is not None or loading):
         source = source()  # what was named is looked at, also where it is not needed
     return Run(experiment, source, model, saved["seed"], folder)
-
-
-def fitted_at(spec: str) -> Literal["sample", "mean"]:
-    """What codes a density stands for: densities are fitted to posterior means, unless the spec says ``@sample``; priors and second stages are not."""
-    return "sample" if spec in ("prior", "stage") or spec.endswith("@sample") else "mean"
-
-
-def as_prior(spec: str) -> str:
-    """The density to use as p(z) in a likelihood: fitted to samples of q(z | x), because a density of the means knows nothing of their noise."""
-    return spec if spec in ("prior", "stage") or "@" in spec else f"{spec}@sample"
 
 
 def load_model(path: str | Path, *, density: str = "prior", device: str | None = None, code: str | Sequence[str] = ()) -> Autoencoder:
@@ -432,7 +417,9 @@ def load_model(path: str | Path, *, density: str = "prior", device: str | None =
     experiment, model = _rebuild(folder, saved, device, code)
     if density == "prior":
         return model
-    fitted = _fresh_density(density, experiment, saved["seed"])
+    fitted = fresh_density(density, experiment, saved["seed"])
+    if isinstance(fitted, StandardNormal):
+        return model.with_prior(fitted.to(model.device).eval())
     file = folder.density_file(density)
     again = _again(folder, density)
     if not file.is_file():

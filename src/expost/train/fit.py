@@ -33,10 +33,11 @@ from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
 from expost.heads import Gaussian
 from expost.objectives.base import Objective
+from expost.optimise import Plateau
 from expost.seeds import permutation, seed_from, seeded
 from expost.system.devices import choose_device
 from expost.system.files import FULL, Room, keep, load_tensors, save_tensors
-from expost.system.identity import stable_repr
+from expost.system.hashes import stable_repr
 from expost.system.interrupt import Interruptible
 from expost.system.locks import training as holding
 from expost.system.memory import retained
@@ -48,7 +49,6 @@ from expost.system.trackers import Trackers, check_trackers
 from expost.tensors import as_data, batches, check_finite, check_levels, like, spelled, unit
 from expost.train.folder import RunFolder, check_state, load_weights, moments, prefixed, restore_moments, split_prefix
 from expost.train.history import UNTRAINED, History
-from expost.train.schedules import Plateau
 from expost.train.settings import Training, automatic_precision
 
 __all__ = ["Watch", "fit"]
@@ -107,6 +107,7 @@ def fit(
     progress: bool | None = None,
     trackers: tuple[str, ...] = (),
     watch: Watch | None = None,
+    what: str = "training",
 ) -> History:
     """Train ``model`` in place, and return the history.
 
@@ -125,6 +126,7 @@ def fit(
         trackers: names of trackers known to accelerate (``"tensorboard"``, ``"wandb"``, ``"mlflow"`` ...), which must be installed.
         watch: called at every validation with the model as it would be kept (averaged weights, evaluation mode, no gradients); the numbers
             it returns join the history's validation row. It has no influence on the training.
+        what: what progress calls this training, where it is part of something else.
 
     Raises:
         ValueError: data or settings that cannot be trained on, in one sentence.
@@ -133,7 +135,7 @@ def fit(
     A non-finite loss does not raise: training stops, the last good weights are restored, and ``history.failed`` is true. A time limit leaves
     a checkpoint (``history.stopped == "time"``). A training of which not one step succeeded leaves nothing in its folder.
     """
-    return _Fit(model, objective, x, training, val, seed, out, device, trackers, watch).run(resume, progress)
+    return _Fit(model, objective, x, training, val, seed, out, device, trackers, watch).run(resume, progress, what)
 
 
 class _Fit:
@@ -230,7 +232,7 @@ class _Fit:
 
     # -- the loop ---------------------------------------------------------------------------------------------------------------------
 
-    def run(self, resume: bool, progress: bool | None) -> History:
+    def run(self, resume: bool, progress: bool | None, what: str) -> History:
         """Train under the folder's lock, with room on its disk held for what will be written."""
         with suppress(_NothingTrained), ExitStack() as stack:
             with self.processes.together():
@@ -238,10 +240,10 @@ class _Fit:
                     stack.enter_context(made(self.folder.path))
                     stack.enter_context(holding(self.folder.path))
                     stack.enter_context(leaving_nothing(self.folder.path, lambda: self.begun))
-            self._run(resume, progress, stack)
+            self._run(resume, progress, what, stack)
         return self.history
 
-    def _run(self, resume: bool, progress: bool | None, stack: ExitStack) -> None:
+    def _run(self, resume: bool, progress: bool | None, what: str, stack: ExitStack) -> None:
         if self.folder is not None:
             self.tie = self.folder.run_sum()
             if resume and self._already_finished():
@@ -261,7 +263,7 @@ class _Fit:
         self.session = self.saved = time.monotonic()
         self.clock = self.session - self.history.seconds
         modes = [m.training for m in self.model.modules()]
-        bar = Bar(self.total, self.step, what="training", unit="step", enabled=progress)
+        bar = Bar(self.total, self.step, what=what, unit="step", enabled=progress)
         hoard = self.device.type == "cpu" and sum(p.numel() for p in self.model.parameters()) > 2_000_000
         try:
             with seeded("fit", self.seed), retained(hoard), _without_layout_warnings(self.world > 1), Interruptible() as interrupt, bar:
@@ -490,7 +492,7 @@ class _Fit:
         low, high = (float(v) for v in self.last.aminmax())
         far = f"scale the data, which reach from {low:.3g} to {high:.3g}"
         self.history.stopped = (
-            f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (clip=1)"
+            f"non-finite loss at step {self.step}: the weights are those of step {self.good_step}; lower the learning rate or clip gradients (training.clip=1)"
             + (f", or {far}" if max(-low, high) > FAR else "")
             if self.begun
             else f"{UNTRAINED}: {far}, or check the weights in the objective"
@@ -622,7 +624,7 @@ class _Fit:
         first, last, dims = losses[0], losses[-1], math.prod(self.x.shape[1:])
         went = f"the loss went from {first:.3g} to {last:.3g} nats per example: "
         if last > ABSURD * max(dims, abs(first)):
-            warnings.warn(f"{went}lower the learning rate or clip gradients (clip=1)", Note, stacklevel=2)
+            warnings.warn(f"{went}lower the learning rate or clip gradients (training.clip=1)", Note, stacklevel=2)
         elif last > ABSURD * dims:
             low, high = (float(v) for v in self.last.aminmax())
             warnings.warn(f"{went}scale the data, which reach from {low:.3g} to {high:.3g}", Note, stacklevel=2)

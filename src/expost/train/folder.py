@@ -36,7 +36,7 @@ from expost.system.files import (
     write_signed,
     write_text,
 )
-from expost.system.identity import experiment_name
+from expost.system.hashes import experiment_name
 from expost.system.locks import trainer, writing
 from expost.system.memory import Bounded, machine
 from expost.system.schema import Meta, convert, printable
@@ -93,7 +93,7 @@ class Description(TypedDict):
     seed: int
     data: DataDescription
     experiment: NotRequired[str]
-    """all settings in full, as :func:`expost.system.identity.stable_repr` writes them"""
+    """all settings in full, as :func:`expost.system.hashes.stable_repr` writes them"""
     identity: Annotated[str, Meta(pattern="^[0-9a-f]{8}$")]
     source: NotRequired[str]
     versions: NotRequired[dict[str, str]]
@@ -222,8 +222,21 @@ class RunFolder:
         """An existing run, or ``ValueError`` with the remedy."""
         folder = cls(Path(path))
         if not folder.recipe_file.is_file():
-            raise ValueError(f"{path} is not a run folder (no recipe.json): train one with `expost train RECIPE --out {path}`")
+            raise ValueError(f"{path} is not a run folder (no recipe.json): {folder._elsewhere()}")
         return folder
+
+    def _elsewhere(self) -> str:
+        """What to do about a place that is no run."""
+        place = self.path
+        inside = sorted(place.glob("*/recipe.json")) if place.is_dir() else []
+        near = [file for file in (place.absolute().parent / "recipe.json", *inside) if file.is_file()]
+        if len(near) == 1:
+            return f'did you mean "{printable(str(near[0].parent if inside else place.parent))}"?'
+        if near or (place.is_dir() and any(place.iterdir())):
+            return "give the folder that `expost train` or `expost wrap` has written"
+        if place.is_file():
+            return "it is a file; give the folder of a run, and unpack an archive of one first"
+        return f"train one with `expost train RECIPE --out {place}`"
 
     @property
     def recipe_file(self) -> Path:

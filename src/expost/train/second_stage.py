@@ -25,13 +25,13 @@ from expost.fast.layers import Linear
 from expost.nets.mlp import mlp
 from expost.nets.shapes import glorot
 from expost.objectives.elbo import ELBO
+from expost.optimise import Cosine
 from expost.train.fit import fit
-from expost.train.schedules import Cosine
 from expost.train.settings import Training
 
 __all__ = ["CPU", "PAPER", "SecondStage", "SkipToEnd"]
 
-#: 001's training on MNIST (its code: 800 epochs, rate halved every 300); about two hours on two cores.
+#: dai2019's training on MNIST (its code: 800 epochs, rate halved every 300); about two hours on two cores.
 PAPER = Training(epochs=800, batch_size=64, lr=1e-4)
 #: A short training for two cores: the learned γ gets a larger rate of its own, since Adam moves a scalar by at most about lr a step.
 CPU = Training(steps=4000, batch_size=250, lr=1e-3, head_lr=1e-2, schedule=Cosine(), ema=0.999)
@@ -70,7 +70,7 @@ class SecondStage(Density):
 
     @classmethod
     def mlp(cls, d: int, width: int = 1024, training: Training = CPU, *, seed: int = 0) -> SecondStage:
-        """001's networks: three hidden layers each way, the input joined to the last one (skip), linear outputs, learned scalar γ."""
+        """dai2019's networks: three hidden layers each way, the input joined to the last one (skip), linear outputs, learned scalar γ."""
         from expost.seeds import seeded
 
         encoder_head, decoder_head = heads.Diagonal(heads.exp), heads.Gaussian("shared")
@@ -102,7 +102,7 @@ class SecondStage(Density):
         if isinstance(z, Tensor):
             z = z.to(weight.dtype)
         self.model.load_state_dict(self._start)  # a second fit replaces the first
-        history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device, progress=None)
+        history = fit(self.model, ELBO(), z, training=self.training_settings, seed=seed, device=device, what="second stage")
         if history.failed:
             raise ValueError(f"the second stage could not be fitted: {history.stopped}")
         self.model.eval()

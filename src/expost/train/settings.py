@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
-from expost.system.identity import stable_repr
+from expost.optimise import Constant, Schedule
+from expost.system.hashes import stable_repr
 from expost.system.schema import Checked, Meta
-from expost.train.schedules import Constant, Schedule
 
 __all__ = ["Training", "automatic_precision"]
 

@@ -26,7 +26,10 @@ from expost.distributions import point
 from expost.seeds import generator
 from expost.tensors import batches, check_finite
 
-__all__ = ["HOLE", "Classify", "LatentClasses", "assign", "outputs", "prior_codes"]
+__all__ = ["TAU", "HOLE", "Classify", "LatentClasses", "assign", "outputs", "prior_codes"]
+
+#: The threshold of the softmax probability where one is needed.
+TAU = 0.9
 
 #: z (n, d) -> logits (n, K) or integer labels (n,).
 Classify = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ Masses are Monte Carlo counts. The entropies of counts are biased by about (K - 
 1977; for ‖p‖² it gives exactly the unbiased Σ c_i (c_i - 1) / (n (n - 1))) and gives the standard error, also at uniform masses, where the
 first-order error vanishes. A corrected entropy may exceed log K by its error.
 
-*Coverage* at τ is the share of codes whose largest class probability reaches τ; *holes* are the rest. 003 gives no τ: .5 to .99 are reported.
+*Coverage* at τ is the share of codes whose largest class probability reaches τ; *holes* are the rest. manoj2018 gives no τ: .5 to .99 are reported.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import deterministic
 from expost.results import Result, Table
 from expost.seeds import permutation
-from expost.tensors import check_finite, unit
+from expost.tensors import check_finite, takes_data, unit
 
 __all__ = ["MEMORY", "LinearUnits", "linear_units", "spectrum"]
 
@@ -172,6 +172,7 @@ class LinearUnits:
         }
 
 
+@takes_data("x")
 def linear_units(
     model: Autoencoder, x: Tensor, *, gamma: float | None = None, beta: float = 1.0, seed: int = 0, memory: int = MEMORY
 ) -> LinearUnits:

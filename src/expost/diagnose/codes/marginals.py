@@ -29,7 +29,7 @@ from expost.distributions import base_of, describe, deterministic
 from expost.posterior.aggregate import AggregatePosterior
 from expost.results import Result, Table
 from expost.seeds import seeded
-from expost.tensors import check_finite, unit
+from expost.tensors import check_finite, takes_data, unit
 
 __all__ = ["BLAME", "Marginals", "marginal_density", "marginal_divergence", "marginals"]
 
@@ -114,6 +114,7 @@ class Marginals:
         return {k: v.tolist() if isinstance(v, Tensor) else list(v) if isinstance(v, tuple) else v for k, v in self.__dict__.items()}
 
 
+@takes_data("x")
 def marginals(
     model: Autoencoder,
     x: Tensor,

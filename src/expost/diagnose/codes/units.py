@@ -33,7 +33,7 @@ from expost.divergences import kl_per_dimension
 from expost.results import Result, Table
 from expost.seeds import permutation, seeded, some
 from expost.system.progress import Bar
-from expost.tensors import batches, check_finite, sum_event, unit
+from expost.tensors import batches, check_finite, sum_event, takes_data, unit
 
 __all__ = ["ABLATION", "KL", "VARIANCE", "Units", "gaussian_error", "loss_of", "standard_error", "units"]
 
@@ -199,6 +199,7 @@ class Units:
         return {k: v.tolist() if isinstance(v, Tensor) else list(v) if isinstance(v, tuple) else v for k, v in self.__dict__.items()}
 
 
+@takes_data("x")
 def units(model: Autoencoder, x: Tensor, *, images: int = 500, batch_size: int = 500, seed: int = 0, progress: bool | None = None) -> Units:
     """Variance, KL and ablation of every latent unit (see the top of this file).
 

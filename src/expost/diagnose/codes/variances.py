@@ -22,7 +22,7 @@ from torch.distributions import Distribution, MultivariateNormal
 from expost.autoencoder import Autoencoder, evaluating
 from expost.distributions import deterministic
 from expost.results import Curve, Result, Series, Table
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["BIMODAL", "TOP", "EncoderVariances", "encoder_variances", "posterior_variances", "summarise_variances"]
 
@@ -107,6 +107,7 @@ class EncoderVariances:
         return table
 
 
+@takes_data("x")
 def encoder_variances(model: Autoencoder, x: Tensor, *, bins: int = 60, threshold: float = 0.5, batch_size: int = 500) -> EncoderVariances:
     """Eigenvalues λ_j(x_i) of the covariances of q(z | x_i): histogram, share outside [.2, .8], estimated dimension r of the data's manifold.
 

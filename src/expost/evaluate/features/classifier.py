@@ -36,7 +36,7 @@ from expost.system.hashes import content_hash, file_name, state_hash
 from expost.system.processes import Processes
 from expost.system.progress import Bar
 
-__all__ = ["Recipe", "TrainedClassifier", "classifier_extractor", "default_extractor"]
+__all__ = ["differentiable_logits", "Recipe", "TrainedClassifier", "classifier_extractor", "default_extractor"]
 
 Shape = tuple[int, int, int]
 
@@ -258,3 +258,9 @@ def _check_labels(train_x: Tensor, train_labels: Tensor, test_x: Tensor, test_la
         raise ValueError(
             f"labels must count from 0, at least two classes, all of them in the training part (found {classes}): relabel them"
         )
+
+
+def differentiable_logits(classifier: TrainedClassifier, x: Tensor) -> Tensor:
+    """As ``classifier.logits``, but differentiable."""
+    logits: Tensor = classifier.network(images(x, classifier.shape))
+    return logits

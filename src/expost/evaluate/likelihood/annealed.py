@@ -48,6 +48,7 @@ from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.system.progress import Bar
 from expost.system.schema import Meta, check_counts, check_value
+from expost.tensors import takes_data
 
 __all__ = ["Annealed", "annealed_bound", "bdmc", "sigmoid_schedule"]
 
@@ -139,6 +140,7 @@ class Annealed:
         }
 
 
+@takes_data("x")
 def annealed_bound(
     model: Autoencoder,
     x: Tensor,

@@ -37,7 +37,7 @@ from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.system.progress import Bar
 from expost.system.schema import Meta, check_counts, check_value
-from expost.tensors import as_data, check_finite, sum_event
+from expost.tensors import as_data, check_finite, sum_event, takes_data
 
 __all__ = ["Likelihood", "importance_bound", "log_likelihood"]
 
@@ -131,6 +131,7 @@ class Likelihood:
         }
 
 
+@takes_data("x")
 def importance_bound(
     model: Autoencoder,
     x: Tensor,

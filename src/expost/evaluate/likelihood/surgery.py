@@ -31,7 +31,7 @@ from expost.posterior.aggregate import AggregatePosterior, saturation
 from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.system.schema import check_counts
-from expost.tensors import batches
+from expost.tensors import batches, takes_data
 
 __all__ = ["Surgery", "aggregate_log_prob", "elbo_surgery"]
 
@@ -96,6 +96,7 @@ class Surgery:
         return {**self.__dict__, "errors": dict(self.errors), "notes": list(self.notes)}
 
 
+@takes_data("x")
 def elbo_surgery(
     model: Autoencoder, x: Tensor, *, samples: int = 1, batch_size: int = 500, seed: int = 0, progress: bool | None = None
 ) -> Surgery:

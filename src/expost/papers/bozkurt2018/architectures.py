@@ -1,4 +1,4 @@
-"""Figures 4 to 13 of 000: is it depth or size that makes a decoder memorise? One figure per held-out digit.
+"""Figures 4 to 13 of bozkurt2018: is it depth or size that makes a decoder memorise? One figure per held-out digit.
 
 The paper speaks of 17 architectures; its authors' figure shows the 20 of :data:`expost.papers.bozkurt2018.nets.BOZKURT_HIDDEN`, which are used here: all narrowing
 encoders of widths 400, 200, 100 with 0 to 3 hidden layers, mirrored in the decoder. `expost sweep` can train them on several cores or a cluster.
@@ -75,7 +75,7 @@ def digit_strips(lab: Lab, digit: int, index: int = 1) -> Strips:
         rows[f"decoder, {where}"] = torch.cat([first, *(a.found.reconstructions[index][None] for a in part)])
         captions[f"decoder, {where}"] = ["input", *(a.name for a in part)]
     caption = f"Models trained without {digit}s, by number of decoder parameters; under each decoder output the widths of its encoder (the decoder mirrors them)."
-    title = f"000: 20 architectures, held-out digit {digit} ({title_of(lab)})"
+    title = f"bozkurt2018: 20 architectures, held-out digit {digit} ({title_of(lab)})"
     return Strips(f"digit{digit}", title, caption, rows, 1 + ACROSS, captions)
 
 
@@ -109,7 +109,7 @@ def sweep_figure(lab: Lab, digit: int) -> Demonstration:
     single = max(a.found.gap.value for a in models if a.depth == 1)
     return Demonstration(
         f"digit{digit}-sweep",
-        f"000: depth or size? 20 architectures, held-out digit {digit} ({title_of(lab)})",
+        f"bozkurt2018: depth or size? 20 architectures, held-out digit {digit} ({title_of(lab)})",
         "depth predicts memorisation (a larger difference) better than the number of parameters does (A7); all models with one hidden layer "
         "reconstruct the unseen digit closer to the input than to the training data (A8)",
         table,

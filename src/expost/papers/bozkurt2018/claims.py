@@ -1,4 +1,4 @@
-"""How the claims of 000 are measured: four models, the 20 architectures, mini-MNIST. The held-out digit is 9, as in the paper."""
+"""How the claims of bozkurt2018 are measured: four models, the 20 architectures, mini-MNIST. The held-out digit is 9, as in the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of 000: does a VAE reconstruct a digit that it has never seen, or the training images nearest to it?
+"""Figures of bozkurt2018: does a VAE reconstruct a digit that it has never seen, or the training images nearest to it?
 
 Four models: one hidden layer of 400 ("shallow") or 400-200-100 ("deep"), trained with all digits or without one; always judged on the test
 images of that digit. Weights, averages and reconstructions are at the posterior mean, as in the authors' code (:mod:`expost.diagnose.optimal`).
@@ -64,7 +64,7 @@ def digit_images(run: Run, digit: int) -> Tensor:
     test = run.dataset.test
     if test.labels is None or not bool((test.labels == digit).any()):
         raise ValueError(
-            f"000 holds out class {digit}, which the test images of {run.dataset.name} do not have: use data with labels 0 to 9"
+            f"bozkurt2018 holds out class {digit}, which the test images of {run.dataset.name} do not have: use data with labels 0 to 9"
         )
     return test.x[test.labels == digit]
 
@@ -72,7 +72,7 @@ def digit_images(run: Run, digit: int) -> Tensor:
 def judge(lab: Lab, run: Run, digit: int) -> OptimalDecoder:
     """The optimal decoder beside the model's, for the test images of a digit; kept in memory, since several figures and claims ask for it."""
     assert run.folder is not None
-    key = ("000", run.folder.path, digit)  # not the experiment: read from an older folder it may have newer defaults
+    key = ("bozkurt2018", run.folder.path, digit)  # not the experiment: read from an older folder it may have newer defaults
     return lab.once(key, lambda: optimal_decoder(run.model, run.dataset.train.x, digit_images(run, digit)))
 
 
@@ -103,7 +103,7 @@ def figure1(lab: Lab, digit: int = HELD_OUT, shown: int = 3) -> Strips:
         f"Test images of {digit}; the models were trained with or without {digit}s. The last three images of six are the training "
         "images of largest weight, with their weights."
     )
-    return Strips("figure1", f"000, Figure 1 ({title_of(lab)})", caption, rows, 6 * shown, captions)
+    return Strips("figure1", f"bozkurt2018, Figure 1 ({title_of(lab)})", caption, rows, 6 * shown, captions)
 
 
 def perplexities(lab: Lab, digit: int = HELD_OUT) -> Demonstration:
@@ -123,7 +123,7 @@ def perplexities(lab: Lab, digit: int = HELD_OUT) -> Demonstration:
     lowest = min(figures.values())
     return Demonstration(
         "figure1-perplexity",
-        f"000, Figure 1: perplexity of the optimal decoder's weights ({title_of(lab)})",
+        f"bozkurt2018, Figure 1: perplexity of the optimal decoder's weights ({title_of(lab)})",
         "the histogram peaks at 1: more than 40 % of the test images of the digit have a perplexity below 1.2 (A2)",
         table,
         tuple(series),
@@ -157,7 +157,7 @@ def figure2(lab: Lab, digit: int = HELD_OUT) -> Demonstration:
     shallow, deep = (figures[f"{name}, without, closer to x"] for name in ("shallow", "deep"))
     return Demonstration(
         "figure2",
-        f"000, Figure 2: is a reconstruction closer to its input or to the training data? ({title_of(lab)})",
+        f"bozkurt2018, Figure 2: is a reconstruction closer to its input or to the training data? ({title_of(lab)})",
         f"below the line a reconstruction is closer to its input. Trained without {digit}s, most of the shallow model's are (> .7, A3), fewer than "
         "half of the deep model's (A4)",
         table,
@@ -192,7 +192,7 @@ def mini_map(lab: Lab) -> LatentMap:
     """Largest weight and aggregate posterior over [-5, 5]² of the mini model."""
     run = mini(lab)
     points = 200 if lab.budget == "smoke" else 600
-    return lab.once(("000 map", points), lambda: latent_map(run.model, run.dataset.train.x, points=points))
+    return lab.once(("bozkurt2018 map", points), lambda: latent_map(run.model, run.dataset.train.x, points=points))
 
 
 def figure3(lab: Lab) -> tuple[dict[str, dict[str, Tensor]], Table]:
@@ -208,7 +208,7 @@ def figure3(lab: Lab) -> tuple[dict[str, dict[str, Tensor]], Table]:
             "decoder over the plane": _decoded_plane(run, found.bound).expand(3, -1, -1),
         }
     }
-    table = Table(("quantity", "measured"), title=f"000, Figure 3 ({title_of(lab)})")
+    table = Table(("quantity", "measured"), title=f"bozkurt2018, Figure 3 ({title_of(lab)})")
     table.add("prior-weighted share of the plane with largest weight > .9 (A10: above .8)", found.certain_share())
     table.add("median posterior standard deviation (A9: below .1)", float(found.stds.median()))
     table.add("the same before training", before_training(lab))

@@ -1,4 +1,4 @@
-"""Figures 1 to 10 of 001: the variance's way, noise along latent directions, singular spectra, samples, the histogram of encoder variances.
+"""Figures 1 to 10 of dai2019: the variance's way, noise along latent directions, singular spectra, samples, the histogram of encoder variances.
 
 What the paper's sample figures show exactly is not in our facts: the numbering here is an assumption (2: samples of all models; 3 and 4, MNIST: samples,
 reconstructions; 5 and 6, CIFAR-10; 7, Fashion-MNIST, both; 8, CelebA, both) and the captions say so. Figures 1, 9 and 10 follow the paper's text.
@@ -129,7 +129,7 @@ def _wanted(lab: Lab) -> tuple[str, tuple[tuple[float, float], ...]] | None:
         return None
     column, values = PRINTED[lab.dataset.name]
     rows = [f"row {i + 1}, lambda={value:g}" for i, value in enumerate(values)]
-    return column, tuple((v, published("001", "Supplement Figure 9", row, column)) for v, row in zip(values, rows, strict=True))
+    return column, tuple((v, published("dai2019", "Supplement Figure 9", row, column)) for v, row in zip(values, rows, strict=True))
 
 
 def _nearest(variances: list[float], wanted: list[float]) -> list[int]:

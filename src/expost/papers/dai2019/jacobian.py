@@ -32,7 +32,7 @@ from expost.papers.dai2019.variance import decoder_variance
 from expost.results import Result, Table
 from expost.seeds import seeded
 from expost.system.progress import Bar
-from expost.tensors import unit
+from expost.tensors import takes_data, unit
 
 __all__ = ["JacobianIdentity", "decoder_gram", "decoder_jacobian", "jacobian_identity"]
 
@@ -108,6 +108,7 @@ class JacobianIdentity:
         return table
 
 
+@takes_data("x")
 def jacobian_identity(
     model: Autoencoder,
     x: Tensor,

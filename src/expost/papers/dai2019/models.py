@@ -1,4 +1,4 @@
-r"""Dai & Wipf 2019, Diagnosing and Enhancing VAE Models (001): learn the decoder variance γ, then a second stage on the codes.
+r"""Dai & Wipf 2019, Diagnosing and Enhancing VAE Models (dai2019): learn the decoder variance γ, then a second stage on the codes.
 
 Each image bears (1/2γ)‖x - f(z)‖² + (D/2) log 2πγ + KL. The paper's code calls the *standard deviation* γ; here γ is the variance.
 Within a short training log γ cannot travel far at the weights' learning rate (Adam moves a scalar by about lr a step), so the ``cpu`` budget
@@ -18,11 +18,11 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.objectives import ELBO
+from expost.optimise import Halving
 from expost.papers.dai2019.nets import dai_decoder, dai_encoder
 from expost.papers.dai2019.residual import dai_residual_decoder, dai_residual_encoder, dai_wae_decoder, dai_wae_encoder
 from expost.runs.experiment import UNIT_POINTS, BudgetName, Recipe, Task, cpu_training, decoder_head, register, smoke_training
 from expost.runs.networks import IMAGES, POINTS, Pair, add_network
-from expost.train.schedules import Halving
 from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.settings import Training
 

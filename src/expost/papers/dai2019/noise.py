@@ -28,7 +28,7 @@ from expost.diagnose.codes.variances import posterior_variances
 from expost.distributions import point
 from expost.results import Curve, Result, Series, Table
 from expost.seeds import generator
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["NoiseDirections", "noise_correlation", "noise_directions", "spearman"]
 
@@ -90,6 +90,7 @@ class NoiseDirections:
         return table
 
 
+@takes_data("x")
 def noise_directions(
     model: Autoencoder, x: Tensor, *, chosen: Sequence[int] | int = 6, samples: int = SAMPLES, batch_size: int = 500, seed: int = 0
 ) -> NoiseDirections:
@@ -179,6 +180,7 @@ def _relation(values: Tensor, image: Tensor, samples: int, seed: int) -> tuple[R
     return result, unused, tuple(notes)
 
 
+@takes_data("x")
 def noise_correlation(model: Autoencoder, x: Tensor, *, samples: int = SAMPLES, batch_size: int = 500, seed: int = 0) -> Result:
     """Mean over data x (n, *event) of the rank correlation of λ_j with the image variance.
 

@@ -25,7 +25,7 @@ from expost.autoencoder import Autoencoder
 from expost.divergences import multi_scale_imq
 from expost.results import Curve, Result, Series, Table
 from expost.seeds import generator, permutation, some
-from expost.tensors import check_finite
+from expost.tensors import check_finite, takes_data
 from expost.train.second_stage import SecondStage
 
 __all__ = ["Codes", "LatentSpectra", "Spectrum", "latent_spectra", "singular_spectrum", "squared_mmd"]
@@ -184,6 +184,7 @@ class LatentSpectra:
         return tuple(found.series(names[kind]) for kind, found in self.spectra.items())
 
 
+@takes_data("x")
 def latent_spectra(
     model: Autoencoder, x: Tensor, *, stage: SecondStage | None = None, rows: int = 2000, batch_size: int = 500, seed: int = 0
 ) -> LatentSpectra:

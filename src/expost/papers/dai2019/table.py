@@ -1,4 +1,4 @@
-"""Table 1 of 001, the rows of VAEs: FD of samples by data set. The GAN rows are not trained here; they are in ``published.json``.
+"""Table 1 of dai2019, the rows of VAEs: FD of samples by data set. The GAN rows are not trained here; they are in ``published.json``.
 
 The authors printed other numbers in their camera-ready version, where a learned variance no longer beats a fixed one on MNIST: that ordering
 is fragile (W), the second stage's gain and the reconstruction error are not.
@@ -32,15 +32,15 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
     first = next(iter(scores.values()))
     table = Table(
         ("model", "samples", "published", "camera-ready", "reconstructions", "MSE per pixel"),
-        title=f"001, Table 1, {column}: {first.label} measured, FID published (lower is better)",
+        title=f"dai2019, Table 1, {column}: {first.label} measured, FID published (lower is better)",
     )
     for row, (_, density) in ROWS.items():
         values = scores[row].values
         table.add(
             row,
             values[f"samples {density}"],
-            _printed("001", row, column),
-            _printed("001-camera-ready", row, column),
+            _printed("dai2019", row, column),
+            _printed("dai2019-camera-ready", row, column),
             values["reconstruction"],
             scores[row].mse,
         )
@@ -55,7 +55,7 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
     ):
         outcome = claim(lab)
         good = good and (outcome.holds or level == "W")
-        there = (_judged(name, {row: _printed(doc, row, column) for row in ROWS}) for doc in ("001", "001-camera-ready"))
+        there = (_judged(name, {row: _printed(doc, row, column) for row in ROWS}) for doc in ("dai2019", "dai2019-camera-ready"))
         verdicts.add(name, level, sentence, *there, word(outcome.holds))
         verdicts.notes.append(f"{name}: {outcome.measured}")
     return [table, verdicts, controls_of(first)], good

@@ -29,7 +29,7 @@ from expost.distributions import point
 from expost.results import Curve, Result
 from expost.seeds import seed_from
 from expost.system.progress import Bar
-from expost.tensors import batches, unit
+from expost.tensors import batches, takes_data, unit
 
 __all__ = ["VarianceTrace", "decoder_variance", "optimal_variance", "variance_trace"]
 
@@ -47,6 +47,7 @@ def decoder_variance(model: Autoencoder) -> float:
     return float(head.variance.detach())
 
 
+@takes_data("x")
 def optimal_variance(model: Autoencoder, x: Tensor, *, draws: int = 1, batch_size: int = 500, seed: int = 0) -> Result:
     """γ* = mean of ‖x - f(z)‖² / D over data and z ~ q(z | x): the decoder variance that maximises the likelihood at fixed f.
 

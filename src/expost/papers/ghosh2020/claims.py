@@ -1,4 +1,4 @@
-"""How the claims of 002 are measured: orderings of its tables, the sweeps of Figure 3, copies in pixel space, closed forms."""
+"""How the claims of ghosh2020 are measured: orderings of its tables, the sweeps of Figure 3, copies in pixel space, closed forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures 3 to 6 of 002: two sweeps of the VAE, strips of images of all models, samples beside their nearest training images.
+"""Figures 3 to 6 of ghosh2020: two sweeps of the VAE, strips of images of all models, samples beside their nearest training images.
 
 Where the paper's caption and its code disagree, the caption is followed: interpolations are spherical (the code draws straight ones), and a
 sample comes before its neighbours (the code puts it last).

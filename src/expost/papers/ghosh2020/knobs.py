@@ -1,4 +1,4 @@
-r"""Figure 3 of 002: what the two knobs of a VAE do to its scores.
+r"""Figure 3 of ghosh2020: what the two knobs of a VAE do to its scores.
 
 * left: FD of test reconstructions while training, with k = 1, 2, 5, 10 latent samples per image in E_q[-log p(x | z)]. The paper does not
   give its values of k, nor how long it trained; all k see the same images here, half as many as the recipe's.

@@ -1,9 +1,9 @@
-r"""002's two-stage variant ("2sVAE"): a second VAE on the *means* of the codes, sampled without noise.
+r"""ghosh2020's two-stage variant ("2sVAE"): a second VAE on the *means* of the codes, sampled without noise.
 
-It differs from the two-stage VAE of 001 (:class:`expost.train.second_stage.SecondStage`) in four ways that matter: the inputs are posterior means, and
+It differs from the two-stage VAE of dai2019 (:class:`expost.train.second_stage.SecondStage`) in four ways that matter: the inputs are posterior means, and
 standardised; the loss is a mean squared error with a KL weight β₂, no likelihood with a learned γ; nothing joins input and last layer; and a
-sample is the decoder's mean, so that it defines no density of codes. 002's table passes even its reconstructions through both stages
-(:meth:`MeanStage.joined`), which is why its "Rec." is worse than the VAE's. 001 should not be judged by this row.
+sample is the decoder's mean, so that it defines no density of codes. ghosh2020's table passes even its reconstructions through both stages
+(:meth:`MeanStage.joined`), which is why its "Rec." is worse than the VAE's. dai2019 should not be judged by this row.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from expost.density.fitting import WIDEST, codes_for, drawn_in, held_out_split, 
 from expost.density.normal import StandardNormal
 from expost.distributions import point
 from expost.objectives.elbo import ELBO
+from expost.optimise import Plateau
 from expost.seeds import permutation, seeded
 from expost.train.fit import fit
-from expost.train.schedules import Plateau
 from expost.train.second_stage import CPU
 from expost.train.settings import Training
 
 __all__ = ["PAPER", "MeanStage", "short_training"]
 
-#: 002's training of the second stage; a tenth of the codes is held out for the plateau.
+#: ghosh2020's training of the second stage; a tenth of the codes is held out for the plateau.
 PAPER = Training(epochs=100, batch_size=64, lr=1e-4, schedule=Plateau(patience=3, factor_each=0.5))
 
 
@@ -51,7 +51,7 @@ class MeanStage(Density):
 
     Args:
         d: dimension of the codes, and of u.
-        beta: weight of the KL term where the distortion is |z - ẑ|² (002's β₂ times d: its code averages the square over dimensions).
+        beta: weight of the KL term where the distortion is |z - ẑ|² (ghosh2020's β₂ times d: its code averages the square over dimensions).
         width: units of the two hidden layers each way; the paper's is 1024.
         training: how :meth:`fit` trains it; default: :func:`short_training`.
         seed: of the weights.
@@ -94,7 +94,7 @@ class MeanStage(Density):
             kept, held_out = held_out_split(len(rows), 0.1, permutation(len(rows), "MeanStage", seed))
             val, rows = rows[held_out.to(device)], rows[kept.to(device)]
         self.model.load_state_dict(self._start)
-        history = fit(self.model, ELBO(self.beta), rows, val=val, training=settings, seed=seed, device=device, progress=None)
+        history = fit(self.model, ELBO(self.beta), rows, val=val, training=settings, seed=seed, device=device, what="second stage")
         if history.failed:
             raise ValueError(f"the second stage could not be fitted: {history.stopped}")
         self.model.eval()
@@ -156,5 +156,5 @@ class _Pushed(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise ValueError(
-            "a mean-stage samples without noise and has no log density: use stage (001's), gaussian, gmm or flow for likelihoods"
+            "a mean-stage samples without noise and has no log density: use stage (dai2019's), gaussian, gmm or flow for likelihoods"
         )

@@ -1,6 +1,6 @@
-r"""Ghosh et al. 2020, From Variational to Deterministic Autoencoders (002): nine models under one protocol.
+r"""Ghosh et al. 2020, From Variational to Deterministic Autoencoders (ghosh2020): nine models under one protocol.
 
-The weights below are those of the released configuration, in *its* units (section 3.4 of the facts sheet), and are converted to nats with
+The weights below are those of the released configuration, in *its* units, and are converted to nats with
 the decoder variance γ = ½, where the distortion is ‖x - x̂‖² up to a constant:
 
 * VAE, CV-VAE: Σ_pixels mean_c (x - x̂)² + w · KL     ->  β = C · w
@@ -19,18 +19,29 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
+from expost.density.base import Density
 from expost.objectives import ELBO, RAE, WAE, DecoderL2, GradientPenalty, Objective
+from expost.optimise import Plateau
 from expost.papers.ghosh2020.mean_stage import PAPER as STAGE_PAPER
+from expost.papers.ghosh2020.mean_stage import MeanStage
 from expost.papers.ghosh2020.nets import ghosh_celeba_decoder, ghosh_celeba_encoder, ghosh_decoder, ghosh_encoder
-from expost.runs.experiment import BudgetName, Recipe, Task, cpu_training, decoder_head, register, smoke_training
+from expost.runs.discovery import add_density
+from expost.runs.experiment import BudgetName, Experiment, Recipe, Task, cpu_training, decoder_head, register, smoke_training
 from expost.runs.networks import Pair, add_network, with_spectral
 from expost.runs.rows import half_gaussian, latent
-from expost.train.schedules import Plateau
 from expost.train.second_stage import CPU as STAGE_CPU
 from expost.train.settings import Training
 
 __all__ = ["STAGE_WEIGHTS", "WEIGHTS", "build", "latent", "stage_spec"]
 
+
+def _mean_stage(experiment: Experiment, seed: int, weight: str) -> Density:
+    beta = float(weight or STAGE_WEIGHTS["mnist"] * experiment.latent)
+    training = None if experiment.stage == STAGE_CPU else experiment.stage  # the short one depends on the dimension
+    return MeanStage(experiment.latent, beta, experiment.stage_width, training, seed=seed)
+
+
+add_density("mean-stage", "mean-stage or mean-stage:0.024, the weight of its KL term", _mean_stage)
 add_network("ghosh", ghosh_encoder, ghosh_decoder, "ghosh2020, MNIST (32 x 32) and CIFAR-10")
 with_spectral("ghosh")
 add_network("ghosh-celeba", ghosh_celeba_encoder, ghosh_celeba_decoder, "ghosh2020, CelebA (64 x 64)")
@@ -42,7 +53,7 @@ add_network(
     "ghosh2020, CelebA, half as wide: what its code uses for the CV-VAE",
 )
 
-#: 002's code units, by model and data set; other data sets use MNIST's.
+#: ghosh2020's code units, by model and data set; other data sets use MNIST's.
 WEIGHTS: dict[str, dict[str, tuple[float, ...]]] = {
     "vae": {"mnist": (0.312,), "cifar10": (0.024,), "celeba": (0.09024,)},
     "cv-vae": {"mnist": (0.039,), "cifar10": (9e-4,), "celeba": (0.01,)},
@@ -53,7 +64,7 @@ WEIGHTS: dict[str, dict[str, tuple[float, ...]]] = {
     "rae": {"mnist": (5e-4,), "cifar10": (0.01,), "celeba": (1e-4,)},
     "ae": {"mnist": (0.0,), "cifar10": (0.0,), "celeba": (0.0,)},
 }
-#: β₂ of 002's own two-stage variant.
+#: β₂ of ghosh2020's own two-stage variant.
 STAGE_WEIGHTS = {"mnist": 1.5e-3, "cifar10": 1e-3, "celeba": 2e-3}
 _PAPER_EPOCHS = {"mnist": 100, "cifar10": 100, "celeba": 70}
 _PAPER_LR = {"vae": 1e-4, "cv-vae": 1e-4, "wae": 1e-3}  # the others: 5e-4, CelebA 1e-3
@@ -122,7 +133,7 @@ def _stage(budget: BudgetName) -> tuple[Training, int]:
 
 
 def stage_spec(task: Task) -> str:
-    """The density of 002's two-stage row: its code averages squares over dimensions, so β = d β₂ where the distortion is their sum."""
+    """The density of ghosh2020's two-stage row: its code averages squares over dimensions, so β = d β₂ where the distortion is their sum."""
     return f"mean-stage:{latent(task) * STAGE_WEIGHTS.get(task.data, STAGE_WEIGHTS['mnist']):.6g}"
 
 
@@ -154,7 +165,7 @@ def _row(model: str, summary: str, head: Callable[[], heads.Head], prior: bool, 
 _diagonal = partial(heads.Diagonal, heads.exp_tanh)
 
 register(
-    _row("vae", "VAE, Gaussian decoder, KL weight of 002", _diagonal, True, _elbo),
+    _row("vae", "VAE, Gaussian decoder, KL weight of ghosh2020", _diagonal, True, _elbo),
     _row("cv-vae", "VAE with constant encoder std 0.7", partial(heads.Constant, 0.7), True, _elbo),
     _row("wae", "WAE-MMD, multi-scale IMQ kernel", heads.Dirac, True, _wae),
     _row("rae-gp", "RAE with gradient penalty on the decoder", heads.Dirac, False, _rae),

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of 002: measured and published columns, and the orderings that the paper reads from them.
+"""Tables 1 and 2 of ghosh2020: measured and published columns, and the orderings that the paper reads from them.
 
 An ordering is a function of columns, so the same code judges what was measured and what was printed. Values can be compared only under the
 paper's extractor (Inception 2015); under any other only orderings can, so a table is reproduced if every ordering that its level gates (S) and
@@ -79,7 +79,7 @@ def printed(data: str, models: Iterable[str] = MODELS) -> Columns:
     for model in models if data in DATA else ():
         for column in COLUMNS:
             try:
-                columns[column][model] = published("002", "Table 1", model, f"{DATA[data]} / {column}")
+                columns[column][model] = published("ghosh2020", "Table 1", model, f"{DATA[data]} / {column}")
             except KeyError:
                 pass
     return columns
@@ -171,7 +171,7 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
     own, paper, scores = measured(lab), printed(data), scores_of(lab, "VAE")
     label = scores.label
     names = [f"{c}{suffix}" for c in COLUMNS for suffix in ("", " (published)")]
-    table = Table(("model", *names), title=f"002, Table 1, {DATA.get(data, data)}: {label} measured, FID published (lower is better)")
+    table = Table(("model", *names), title=f"ghosh2020, Table 1, {DATA.get(data, data)}: {label} measured, FID published (lower is better)")
     for model in MODELS:
         cells = [columns.get(c, {}).get(model) for c in COLUMNS for columns in (own, paper)]
         table.add(model, *cells)
@@ -226,7 +226,9 @@ def table2(lab: Lab) -> tuple[list[Table], bool]:
     """Table 2: precision (F1/8) and recall (F8) of samples from N and from the mixture."""
     data = lab.dataset.name
     heads = [f"{c} {m}{s}" for c in ("N", "GMM") for m in ("precision", "recall") for s in ("", " (published)")]
-    table = Table(("model", *heads), title=f"002, Table 2, {DATA.get(data, data)}: precision F1/8 and recall F8 of PRD (higher is better)")
+    table = Table(
+        ("model", *heads), title=f"ghosh2020, Table 2, {DATA.get(data, data)}: precision F1/8 and recall F8 of PRD (higher is better)"
+    )
     own = {metric: measured(lab, SINGLE, metric) for metric in ("F1/8", "F8")}
     paper = {"F1/8": _printed_prd(data, "precision (F_1/8)"), "F8": _printed_prd(data, "recall (F_8)")}
     for model in SINGLE:
@@ -254,7 +256,7 @@ def _printed_prd(data: str, name: str) -> Columns:
     columns: Columns = {"N": {}, "GMM10": {}}
     for column, values in columns.items():
         for model in SINGLE if data in DATA else ():
-            values[model] = published("002", "Table 2", model, f"{DATA[data]} / {column} / {name}")
+            values[model] = published("ghosh2020", "Table 2", model, f"{DATA[data]} / {column} / {name}")
     return columns
 
 

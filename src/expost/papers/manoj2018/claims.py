@@ -1,4 +1,4 @@
-"""How the claims of 003 are measured: partitions with closed forms, and the trained VAE before and after the ω regulariser."""
+"""How the claims of manoj2018 are measured: partitions with closed forms, and the trained VAE before and after the ω regulariser."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import LARGEST_MASS, half_space_radius, isoperimetric_bound, radius_bounds, sector_radius, theorem_bound
-from expost.diagnose.classes.classify import Classify, outputs, prior_codes
+from expost.diagnose.classes.classify import TAU, Classify, outputs, prior_codes
 from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.diagnose.classes.masses import class_masses, renyi_entropy
 from expost.diagnose.classes.radius import ClassRadius, segment_radius, smallest
 from expost.papers.base import Claim
 from expost.papers.manoj2018.figures import estimators, modes
-from expost.papers.manoj2018.spaces import MODELS, PLANE, TAU, Space, space
+from expost.papers.manoj2018.spaces import MODELS, PLANE, Space, space
 from expost.results import Verdict
 from expost.runs.lab import Lab
 from expost.seeds import seeded

@@ -1,4 +1,4 @@
-"""003's figures: codes and samples before and after the ω regulariser, the numbers behind them, radii beside their bounds, radius against modes.
+"""manoj2018's figures: codes and samples before and after the ω regulariser, the numbers behind them, radii beside their bounds, radius against modes.
 
 The slides do not print the dimension of the scatter's latent space; two are trained for it (with eight, only two would be seen), eight elsewhere.
 """
@@ -11,9 +11,10 @@ import math
 import torch
 
 from expost.diagnose.classes.bounds import LARGEST_MASS, isoperimetric_bound, sector_radius, theorem_bound
+from expost.diagnose.classes.classify import TAU
 from expost.diagnose.classes.distances import class_codes
 from expost.papers.manoj2018.grid import PRINTED, grid_models
-from expost.papers.manoj2018.spaces import MODELS, PLANE, TAU, Space, space
+from expost.papers.manoj2018.spaces import MODELS, PLANE, Space, space
 from expost.results import SHOWN, Curve, Demonstration, Series, Strips, Table
 from expost.runs.lab import Lab
 from expost.seeds import draw

@@ -1,4 +1,4 @@
-r"""Class radius against number of modes on the 2D-Grid (003's thesis, Figure 3.1, there with GANs): Gaussians at the points of a square lattice.
+r"""Class radius against number of modes on the 2D-Grid (manoj2018's thesis, Figure 3.1, there with GANs): Gaussians at the points of a square lattice.
 
 M = k² modes of variance .0025 lie at even lattice points (spacing 2), here divided by the lattice's standard deviation. A VAE with two latent dimensions
 and the data's own noise as decoder variance is trained on them, seconds per model. The class of a code is the lattice point nearest to its decoded
@@ -24,11 +24,11 @@ from expost.diagnose.classes.bounds import isoperimetric_bound
 from expost.diagnose.classes.classify import LatentClasses, prior_codes
 from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.objectives import ELBO
+from expost.optimise import Cosine
 from expost.papers.published import published
 from expost.runs.experiment import BudgetName
 from expost.seeds import generator, seeded
 from expost.train.fit import fit
-from expost.train.schedules import Cosine
 from expost.train.settings import Training
 
 __all__ = ["PRINTED", "GridModel", "grid_models", "lattice", "lattice_model", "lattice_points"]
@@ -42,7 +42,9 @@ NODES = {"smoke": 101, "cpu": 401, "paper": 1_001}
 POINTS, SAMPLES = 10_000, 20_000
 
 SUPPORTS = (9, 10, 11, 34, 48, 63, 68, 81)
-PRINTED = tuple((m, published("003-thesis", "Figure 3.1", f"2D-Grid GAN, measured support {m}", "measured class radius")) for m in SUPPORTS)
+PRINTED = tuple(
+    (m, published("manoj2018-thesis", "Figure 3.1", f"2D-Grid GAN, measured support {m}", "measured class radius")) for m in SUPPORTS
+)
 """(captured modes, class radius) of the thesis's GANs."""
 
 

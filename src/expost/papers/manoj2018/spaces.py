@@ -1,7 +1,7 @@
-r"""003 before and after the ω regulariser: everything of its section on class radius, measured once per trained model and kept in its folder.
+r"""manoj2018 before and after the ω regulariser: everything of its section on class radius, measured once per trained model and kept in its folder.
 
 The classes of a latent space are those of the evaluation's classifier on decoded means. Radii are measured at codes of N(0, I) under the arg max
-(a partition: the bounds apply), and once more given that the probability reaches τ = .9 (003 gives no τ), with holes.
+(a partition: the bounds apply), and once more given that the probability reaches τ = .9 (manoj2018 gives no τ), with holes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,21 @@ from torch import Tensor
 from expost import data
 from expost.diagnose.classes.attack import attack_radius, refined_radius
 from expost.diagnose.classes.bounds import HIGHEST, entropy_bound, radius_bounds
-from expost.diagnose.classes.classify import LatentClasses, outputs, prior_codes
+from expost.diagnose.classes.classify import TAU, LatentClasses, outputs, prior_codes
 from expost.diagnose.classes.distances import class_codes, prior_reach
 from expost.diagnose.classes.grid import class_grid, grid_radius
 from expost.diagnose.classes.masses import class_masses, coverage
 from expost.diagnose.classes.radius import segment_radius, smallest
-from expost.evaluate.features.base import images
-from expost.evaluate.features.classifier import TrainedClassifier
+from expost.evaluate.features.classifier import TrainedClassifier, differentiable_logits
 from expost.results import Result
 from expost.runs.lab import Lab
 from expost.runs.run import Run
 
-__all__ = ["MODELS", "PLANE", "TAU", "Space", "classifier_of", "differentiable_logits", "latent_classes", "space"]
+__all__ = ["MODELS", "PLANE", "Space", "classifier_of", "latent_classes", "space"]
 
 MODELS = {"VAE": "manoj2018/vae", "ω-VAE": "manoj2018/omega-vae"}
 """Before and after: its name in tables -> recipe."""
 
-#: The threshold of the softmax probability where one is needed.
-TAU = 0.9
 #: Codes at which the radius is measured, and codes for masses and coverage. The slides average over 1000 codes.
 CODES = {"smoke": 40, "cpu": 300, "paper": 1000}
 MASSES = {"smoke": 500, "cpu": 10_000, "paper": 100_000}
@@ -104,12 +101,6 @@ def classifier_of(lab: Lab, dataset: data.Dataset) -> TrainedClassifier:
             f"{dataset.name} has no labels, so there is no classifier to cut the latent space into classes: choose labelled data"
         )
     return extractor
-
-
-def differentiable_logits(classifier: TrainedClassifier, x: Tensor) -> Tensor:
-    """As ``classifier.logits``, but differentiable."""
-    logits: Tensor = classifier.network(images(x, classifier.shape))
-    return logits
 
 
 def latent_classes(lab: Lab, run: Run) -> LatentClasses:

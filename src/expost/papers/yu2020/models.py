@@ -1,4 +1,4 @@
-"""Paper 004: the plane densities, and lossless compression by bits-back coding.
+"""yu2020: the plane densities, and lossless compression by bits-back coding.
 
 The plane VAE has free bits of 0.05 per latent, the IWAE none. At the ``paper`` budget both see batches of 200, as the paper says (its VAE was
 in fact trained on 40 000 points a step). At the ``cpu`` budget both decode equally many codes in equally many steps: one code for each of 2000
@@ -21,12 +21,12 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density import StandardNormal
 from expost.objectives import ELBO, IWAE, Binarised
+from expost.optimise import Cosine, Milestones
 from expost.papers.yu2020.nets import yu_decoder, yu_encoder
 from expost.papers.yu2020.squeezed import maps_decoder, maps_encoder, squeezed_decoder, squeezed_encoder
 from expost.runs.experiment import BudgetName, Task, cpu_training, register, smoke_training
 from expost.runs.networks import IMAGES, POINTS, Pair, add_network
 from expost.runs.rows import learned, row
-from expost.train.schedules import Cosine, Milestones
 from expost.train.settings import Training
 
 
@@ -100,19 +100,19 @@ def _squeezed(budget: BudgetName, task: Task) -> str:
 
 register(
     row(
-        "yu2020/vae", "VAE of 004 on a 2-D density, free bits 0.05", "yu2020",
+        "yu2020/vae", "VAE of yu2020 on a 2-D density, free bits 0.05", "yu2020",
         encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: ELBO(free_bits=0.05), latent=lambda task: 2,
         training=partial(_points_training, iterations=60_000, batch_size=2000), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
         densities=("prior",), data="8gaussians", takes=(POINTS,),
     ),
     row(
-        "yu2020/iwae", "IWAE of 004 on a 2-D density, ten samples", "yu2020",
+        "yu2020/iwae", "IWAE of yu2020 on a 2-D density, ten samples", "yu2020",
         encoder=heads.Diagonal, decoder=_pixel, objective=lambda task, d: IWAE(samples=10), latent=lambda task: 2,
         training=partial(_points_training, iterations=30_000, batch_size=200), network=lambda budget, task: "yu" if budget == "paper" else "yu-small",
         densities=("prior",), data="8gaussians", takes=(POINTS,),
     ),
     row(
-        "yu2020/sigma-vae", "Sigma-VAE of 004: full-covariance encoder, learned decoder variance", "yu2020",
+        "yu2020/sigma-vae", "Sigma-VAE of yu2020: full-covariance encoder, learned decoder variance", "yu2020",
         encoder=heads.FullCovariance, decoder=learned, objective=lambda task, d: ELBO(),
     ),
     row(

@@ -1,4 +1,4 @@
-"""The plane models of 004 on the lab's runs: grid likelihoods, density maps and latent maps; and tables 1 and 2 built from them."""
+"""The plane models of yu2020 on the lab's runs: grid likelihoods, density maps and latent maps; and tables 1 and 2 built from them."""
 
 from __future__ import annotations
 
@@ -74,26 +74,26 @@ class PlaneTable:
 
 
 def plane_table(lab: Lab, number: int) -> PlaneTable:
-    """Table 1 (VAE) or 2 (IWAE) of 004: entropy, bound and NLL, measured and published, with the maps behind them."""
+    """Table 1 (VAE) or 2 (IWAE) of yu2020: entropy, bound and NLL, measured and published, with the maps behind them."""
     recipe, bound, k = (("yu2020/vae", "-ELBO", 1), ("yu2020/iwae", "Loss (10-sample NLL)", 10))[number - 1]
     paper = f"Table {number}"
     most = max(SAMPLES[lab.budget])
     label = bound if k == 1 else f"loss({k})"
     columns = ("density", "H", "published H", label, f"published {label}", f"NLL({most})", "published NLL", "apart", "dark", "verdict")
-    table = Table(columns, title=f"004, {paper}: {recipe}, {lab.budget} budget, seed {lab.seed} (bits)")
+    table = Table(columns, title=f"yu2020, {paper}: {recipe}, {lab.budget} budget, seed {lab.seed} (bits)")
     pictures: dict[str, dict[str, Tensor]] = {}
     reproduced = True
     for name, printed in DENSITIES.items():
         measured = likelihoods(lab, recipe, name)
         model = lab.run(recipe, source=name).model
         latent = latent_map(model, name)
-        nll, target = measured.nll[most], published("004", paper, printed, "NLL (250 importance samples)")
+        nll, target = measured.nll[most], published("yu2020", paper, printed, "NLL (250 importance samples)")
         ordered = measured.entropy - 0.005 <= nll <= measured.nll[1]
         good = ordered and reached(nll, target)
         reproduced = reproduced and good
         verdict = "reproduced" if good else "H <= NLL <= -ELBO is broken" if not ordered else f"worse by {nll - target:.3f}"
         table.add(
-            printed, measured.entropy, published("004", paper, printed, "H"), measured.nll[k], published("004", paper, printed, bound),
+            printed, measured.entropy, published("yu2020", paper, printed, "H"), measured.nll[k], published("yu2020", paper, printed, bound),
             nll, target, nll - target, latent.dark, verdict,
         )  # fmt: skip
         pictures[printed] = _pictures(model, name, latent.hue, latent.value, PICTURE[lab.budget])

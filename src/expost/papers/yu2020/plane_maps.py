@@ -1,4 +1,4 @@
-r"""Models of the plane densities of 004: negative log-likelihood on the grid, density map, latent colour map, dark-pixel mass.
+r"""Models of the plane densities of yu2020: negative log-likelihood on the grid, density map, latent colour map, dark-pixel mass.
 
     NLL(k) = -Σ_x p(x) log2 (p_k(x) / N) - log2 N,   N = nodes² grid nodes x, p normalised to sum one,
 

@@ -21,12 +21,13 @@ from expost.runs.sweep.jobs import Job, ending, state
 from expost.runs.sweep.lock import holder
 from expost.runs.sweep.pool import Ended, Executor, Started, Work
 from expost.runs.sweep.table import figures, varying
+from expost.system.files import check_output
 from expost.system.interrupt import Interruptible
 from expost.system.progress import Bar
 
 __all__ = ["Outcome", "Status", "run_jobs"]
 
-Status = Literal["done", "failed", "skipped", "interrupted"]
+Status = Literal["done", "failed", "skipped", "stopped", "interrupted"]
 #: Exit statuses of a worker that was asked to stop: by its own account, or before it could answer.
 STOPPED = (130, -15, -2)
 
@@ -36,10 +37,10 @@ class Outcome:
     """How one run of a sweep ended.
 
     Attributes:
-        status: ``done``: trained now; ``skipped``: was done before; ``failed``; ``interrupted``: goes on when asked for again.
+        status: ``done``: trained now; ``skipped``: was done before; ``failed``; ``stopped``: by its time limit, and ``interrupted``: go on when asked for again.
         seconds: of training, over all sessions; of a failed run: of this attempt.
         message: why it stopped, in one sentence.
-        figures: what was measured, by name; of finished runs only.
+        figures: what was measured, by name; of finished runs, and of stopped ones so far.
     """
 
     job: Job
@@ -108,6 +109,8 @@ class _Sweep:
         for job in self.jobs:
             if not self._settled_before(job):
                 self.queue.append(job)
+        for job in self.queue:
+            check_output(job.folder / worker.LOG)
         self.say(f"{len(self.jobs)} runs, {len(self.queue)} of them to be trained")
         with Interruptible() as interrupt, Bar(len(self.jobs), len(self.outcomes), what="runs") as bar:
             try:
@@ -142,7 +145,7 @@ class _Sweep:
         history = ending(job.folder)
         return history.stopped if history is not None else ""
 
-    def _finished(self, job: Job, status: Literal["done", "skipped"]) -> Outcome:
+    def _finished(self, job: Job, status: Literal["done", "skipped", "stopped"]) -> Outcome:
         history = ending(job.folder)
         seconds = history.seconds if history is not None else None
         return Outcome(job, status, seconds, self._stopped(job), figures(job, self.measures))
@@ -210,8 +213,8 @@ class _Sweep:
         job, report = attempt.job, worker.read_report(attempt.job.folder, attempt.name)
         seconds = time.monotonic() - attempt.clock
         if report is not None:
-            if report["status"] == "done":
-                return self._finished(job, "done")
+            if report["status"] in ("done", "stopped"):
+                return self._finished(job, report["status"])
             return Outcome(job, report["status"], seconds, report["message"])
         if self.stopping and (end.code in STOPPED or end.code is None):
             return Outcome(job, "interrupted", seconds, "stopped before training went on")

@@ -171,15 +171,15 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 
 def ending(folder: Path) -> History | None:
-    """How the training of a run went that a sweep has done with: it is finished, failed, or has used its time; None if not, or if it is not readable."""
+    """How the training of a run went so far that is finished, failed, or has used its time; None if it is none of these, or not readable."""
     run = RunFolder.at(folder)
     state = run.state()
     return run.history() if state.name in ("finished", "failed") or state.why == "time" else None
 
 
 def state(folder: Path) -> State:
-    """How far the run in a folder is."""
+    """How far the run in a folder is; what its time limit stopped is unfinished, and goes on."""
     history = ending(folder)
-    if history is None:
+    if history is None or history.stopped == "time":
         return "unfinished" if RunFolder.at(folder).recipe_file.is_file() else "new"
     return "diverged" if history.failed else "done"

@@ -177,11 +177,11 @@ def _notes(outcomes: Sequence[Outcome], measures: Sequence[str]) -> list[str]:
         notes.append(
             "total: validation loss of the kept weights, nats per example; seconds: of training, of failed runs of the last attempt"
         )
-    finished = [o for o in outcomes if o.status in ("done", "skipped")]
+    finished = [o for o in outcomes if o.status in ("done", "skipped", "stopped")]
     absent = [name for name in measures if finished and not any(name in o.figures for o in finished)]
     notes += [f'no run has a measure "{name}": it is neither a column of its history nor a number in its results.json' for name in absent]
     notes += [f"{o.job.name} failed: {o.message}" for o in outcomes if o.status == "failed"]
-    notes += [f"{o.job.name} was stopped by its time limit" for o in finished if o.message == "time"]
+    notes += [f"{o.job.name} was stopped by its time limit: the same sweep goes on with it" for o in outcomes if o.status == "stopped"]
     return notes
 
 

@@ -31,7 +31,7 @@ LOG, REPORT = "sweep.log", "sweep.json"
 LOCKED = 3
 #: Starts the line with which each attempt begins in the log.
 BEGIN = "--- "
-EXIT = {"done": 0, "failed": 1, "interrupted": 130}
+EXIT = {"done": 0, "stopped": 0, "failed": 1, "interrupted": 130}
 
 
 def command(job: Job, attempt: str, *, device: str | None = None, again: bool = False) -> list[str]:
@@ -111,7 +111,7 @@ def _outcome(job: Job, device: str | None, again: bool) -> tuple[str, str]:
     except Exception as error:
         traceback.print_exc()
         return "failed", " ".join(f"{type(error).__name__}: {error}".split())
-    return ("failed" if state(job.folder) == "diverged" else "done"), stopped
+    return ("failed" if state(job.folder) == "diverged" else "stopped" if stopped == "time" else "done"), stopped
 
 
 def _redirect(log: Path) -> None:
