@@ -23,7 +23,7 @@ import expost.train.fit
 from _gate import Gate
 from expost.autoencoder import Autoencoder, evaluating
 from expost.conditional import Conditional
-from expost.density.normal import StandardNormal
+from expost.density.gaussian import StandardNormal
 from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
 from expost.heads import Diagonal, Gaussian
 from expost.objectives.base import Loss, Objective

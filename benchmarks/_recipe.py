@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
+from expost.density.gaussian import StandardNormal
 from expost.density.mixture import GMM
-from expost.density.normal import StandardNormal
 from expost.fast.layers import Conv2d, ConvTranspose2d, Linear
 from expost.heads import Diagonal, Gaussian
 from expost.objectives.base import Objective

@@ -14,7 +14,7 @@ from expost.papers.manoj2018 import claims as measures
 from expost.papers.manoj2018 import figures
 from expost.papers.manoj2018.grid import PRINTED, SD, SPACING, grid_models, lattice, lattice_points
 from expost.papers.manoj2018.spaces import MODELS, Space, classifier_of, latent_classes, space
-from expost.report.demonstrations import draw
+from expost.report.figures import draw
 from expost.runs.lab import Lab
 from expost.runs.run import Run
 

@@ -105,7 +105,7 @@ def test_published_values_and_the_verdict() -> None:
 
 
 def test_tables_are_made_kept_and_drawn(tmp_path: Path) -> None:
-    from expost.report.maps import save_maps
+    from expost.report.pictures import save_maps
 
     lab = Lab("digits", "smoke", tmp_path / "lab", 0, "cpu", progress=False)
     made = plane_table(lab, 2)

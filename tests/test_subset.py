@@ -10,7 +10,7 @@ import torch
 
 from expost import data
 from expost.data.base import Dataset, Split
-from expost.data.subset import separate, subset
+from expost.data.splits import separate, subset
 
 
 def test_without_keeps_the_test_split_whole() -> None:

@@ -708,7 +708,7 @@ def test_averaging_keeps_the_vectors_of_a_spectral_norm() -> None:
 
 
 def test_memory_is_retained_until_the_outermost_block_ends(monkeypatch):
-    from expost.system import memory
+    from expost.fast import memory
 
     said = []
     library = SimpleNamespace(mallopt=lambda name, value: said.append((name, value)), malloc_trim=lambda pad: said.append("trim"))

@@ -18,7 +18,7 @@ from expost.papers.yu2020.demonstrations.importance import estimates
 from expost.papers.yu2020.demonstrations.linear import cubature, exact_elbo, linear_model
 from expost.papers.yu2020.demonstrations.points import copying_solution, ignoring_solution
 from expost.papers.yu2020.demonstrations.variance import bits_per_pixel, linear_optimum, quantised_bits
-from expost.report.demonstrations import draw, save
+from expost.report.figures import draw, save
 from expost.results import Curve
 from expost.runs.lab import Lab
 

@@ -40,7 +40,7 @@ class Reproduce(DataOptions):
         from expost.papers.citations import CITATIONS
         from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections
-        from expost.report.maps import save_maps
+        from expost.report.pictures import save_maps
         from expost.runs.lab import Lab
         from expost.system.files import keep
 

@@ -23,8 +23,7 @@ from expost.data.base import Dataset, Split
 from expost.data.cache import cached
 from expost.data.decode import Decoder
 from expost.data.source import Source
-from expost.data.splits import Rule, assign, by_class
-from expost.data.subset import separate, subset
+from expost.data.splits import Rule, assign, by_class, separate, subset
 
 __all__ = ["load", "names"]
 
@@ -89,7 +88,7 @@ def load(
 
     Args:
         name: a name out of :func:`names`; ``owner/name`` of any data set of pictures on the Hugging Face hub; or a folder or file, see ``path``.
-            A suffix chooses a part by class: ``mnist:without=9``, ``mnist:only=3,5``, ``mnist:per-class=10`` (:mod:`expost.data.subset`).
+            A suffix chooses a part by class: ``mnist:without=9``, ``mnist:only=3,5``, ``mnist:per-class=10`` (:mod:`expost.data.splits`).
         path: a folder of parquet files laid out like a hub repository, of pictures (``[train/][class/]x.png``), or of ``.npz`` / ``.npy``
             arrays; or one such file. A folder that bears the name of a known data set gets its rules.
         pad_to: images get a border of zeros up to pad_to x pad_to, the image in the centre (MNIST 28 -> 32: Ghosh et al. 2020).
@@ -267,8 +266,7 @@ def _digits() -> Source:
 
 
 def _hub(repository: str, known: Known | None) -> Source:
-    from expost.data.hub import fetch
-    from expost.data.tables import hub_source
+    from expost.data.tables import fetch, hub_source
 
     tables, notes = fetch(repository, folder_too=known is None)
     source = hub_source(tables, repository, labelled=known is None or known.labelled)

@@ -15,10 +15,9 @@
 from expost.density.base import Codes, Density, NotFittedError, draw_codes
 from expost.density.fitting import FitReport
 from expost.density.flow import Flow
-from expost.density.gaussian import FullGaussian
+from expost.density.gaussian import FullGaussian, StandardNormal
 from expost.density.kde import KDE
 from expost.density.mixture import GMM, GaussianMixture
-from expost.density.normal import StandardNormal
 from expost.density.spec import SPECS, load_density, parse, save_density, spec_of
 from expost.density.vamp import VampPrior
 

@@ -1,5 +1,7 @@
 r"""One Gaussian with full covariance: the simplest ex-post density (column "N" of Ghosh et al. 2020, From Variational to Deterministic
 Autoencoders, table 1), and what a mixture has to beat.
+
+N(0, I): the prior of the classical VAE, and the density nobody has to fit.
 """
 
 from __future__ import annotations
@@ -8,12 +10,12 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 from expost.density.base import Codes, Density
 from expost.density.fitting import FitReport, Moments, codes_for, require_fitted
 
-__all__ = ["FullGaussian"]
+__all__ = ["FullGaussian", "StandardNormal"]
 
 
 class FullGaussian(Density):
@@ -55,6 +57,31 @@ class FullGaussian(Density):
         self.fitted.fill_(True)
         self.report = FitReport(float(self().log_prob(z.to(self.mean.dtype)).mean()))
         return self
+
+    def extra_repr(self) -> str:
+        return f"d={self.d}"
+
+
+class StandardNormal(Density):
+    """p(z) = N(z; 0, I).
+
+    Args:
+        d: dimension of the codes.
+
+    >>> StandardNormal(3)().event_shape
+    torch.Size([3])
+    """
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        if d < 1:
+            raise ValueError(f"the dimension of the codes must be at least 1, not {d}")
+        self.d = d
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(d), persistent=False)  # carries device and dtype; not worth saving
+
+    def forward(self) -> Independent:
+        return Independent(Normal(self.mean, torch.ones_like(self.mean), validate_args=False), 1, validate_args=False)
 
     def extra_repr(self) -> str:
         return f"d={self.d}"

@@ -17,10 +17,9 @@ import torch
 from expost.density.base import Density
 from expost.density.fitting import FitReport
 from expost.density.flow import Flow
-from expost.density.gaussian import FullGaussian
+from expost.density.gaussian import FullGaussian, StandardNormal
 from expost.density.kde import KDE
 from expost.density.mixture import GMM
-from expost.density.normal import StandardNormal
 from expost.system.files import load_tensors, save_tensors
 from expost.system.memory import Bounded, machine
 from expost.system.schema import Meta

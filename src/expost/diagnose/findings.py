@@ -34,9 +34,9 @@ from expost.density.base import Density
 from expost.diagnose.health import LEAST, Panel, panel
 from expost.diagnose.optimal import OptimalDecoder, distance, floor, kind_of, optimal_decoder
 from expost.distributions import deterministic
+from expost.fast.memory import retained
 from expost.results import Result, Table, format_number
 from expost.seeds import seeded, some
-from expost.system.memory import retained
 from expost.tensors import batches, takes_data, unit
 
 __all__ = [

@@ -40,7 +40,7 @@ from expost.system.progress import Bar
 from expost.system.storage import code_hash, remember
 from expost.tensors import batches, takes_data, unit
 
-__all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "score"]
+__all__ = ["DEFAULT", "INTERPOLATIONS", "Scores", "controls_of", "same_scale", "score"]
 
 INTERPOLATIONS = ("spherical", "linear", "norm-corrected")
 #: The groups of metrics that ghosh2020's tables need.
@@ -314,3 +314,22 @@ def _mse(model: Autoencoder, x: Tensor, treatment: Treatment, seed: int) -> floa
         shown = treatment.reconstruct(model, b, seed=seed + i)
         total += float((shown - unit(b.to(model.device))).square().sum(dtype=torch.float64))
     return total / x.numel()
+
+
+def controls_of(scores: Scores) -> Table:
+    """The control rows, which are the same for every model."""
+    rows = {row: results for row, results in scores.rows.items() if row.startswith("control: ")}
+    metrics = list(next(iter(rows.values())))
+    table = Table(
+        ("control", *(scores.label if m == "FD" else m for m in metrics)), title="Controls: real images in place of generated ones"
+    )
+    for row, results in rows.items():
+        table.add(row.removeprefix("control: "), *(results[m].value if m in results else None for m in metrics))
+    table.notes.append(f"against the same {scores.n} test images")
+    return table
+
+
+def same_scale(label: str) -> str:
+    if label.startswith("FID"):
+        return "the extractor is the paper's, so values may be compared too"
+    return "another extractor than the paper's: orderings can be compared, values cannot"

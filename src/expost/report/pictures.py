@@ -2,6 +2,8 @@
 
 Images of one channel are drawn grey and of three in colour; of any other number the first three are red, green and blue (:func:`colours`
 says so, wherever such a picture is shown). A picture that cannot be drawn costs a note, never the command (:func:`attempt`).
+
+Labelled rows of square maps: densities in one colour scale, or coloured maps as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from expost.system.files import atomic
 from expost.tensors import check_finite
 
-__all__ = ["PICTURES", "attempt", "colours", "grid", "panels", "save_panels", "save_picture"]
+__all__ = ["PICTURES", "attempt", "colours", "grid", "panels", "save_maps", "save_panels", "save_picture"]
 
 
 #: Suffix -> format of the pictures that are written.
@@ -109,3 +111,28 @@ def save_panels(
     figure = panels(rows, columns, title, captions)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")
+
+
+def save_maps(path: str | Path, rows: Mapping[str, Mapping[str, Tensor]], title: str = "") -> None:
+    """Write one row of maps per entry as PNG: (H, W) in [0, 1] is drawn in a colour scale, (3, H, W) as RGB; columns are named once."""
+    from matplotlib.figure import Figure
+
+    columns = list(next(iter(rows.values())))
+    figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.3 * len(rows) + 0.5), dpi=130)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for number, (line, (name, maps)) in enumerate(zip(axes, rows.items(), strict=True)):
+        for axis, (column, picture) in zip(line, maps.items(), strict=True):
+            if picture.dim() == 2:
+                axis.imshow(picture.numpy(), cmap="magma", vmin=0, vmax=1)
+            else:
+                axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if number == 0:
+                axis.set_title(column, fontsize=9)
+        line[0].set_ylabel(name, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expost import data
-from expost.data.subset import separate
+from expost.data.splits import separate
 from expost.system.schema import convert
 from expost.train.folder import DataDescription
 

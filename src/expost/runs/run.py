@@ -19,7 +19,7 @@ from torch import Tensor
 from expost import data
 from expost.autoencoder import Autoencoder, check_weights
 from expost.density.base import Codes, Density
-from expost.density.normal import StandardNormal
+from expost.density.gaussian import StandardNormal
 from expost.evaluate.features.base import Extractor
 from expost.evaluate.features.choose import extractor_of
 from expost.evaluate.protocol import DEFAULT, Scores, score

@@ -31,6 +31,7 @@ from torch.distributions import Distribution
 from expost.autoencoder import Autoencoder, evaluating
 from expost.conditional import network_precision
 from expost.density.base import Codes, draw_codes
+from expost.fast.memory import retained
 from expost.heads import Gaussian
 from expost.objectives.base import Objective
 from expost.optimise import Plateau
@@ -40,7 +41,6 @@ from expost.system.files import FULL, Room, keep, load_tensors, save_tensors
 from expost.system.hashes import stable_repr
 from expost.system.interrupt import Interruptible
 from expost.system.locks import training as holding
-from expost.system.memory import retained
 from expost.system.processes import Processes, join
 from expost.system.progress import Bar
 from expost.system.schema import Meta

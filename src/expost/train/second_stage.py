@@ -19,7 +19,7 @@ from expost import heads
 from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density.base import Codes, Density, NotFittedError, draw_codes
-from expost.density.normal import StandardNormal
+from expost.density.gaussian import StandardNormal
 from expost.distributions import Marginal
 from expost.fast.layers import Linear
 from expost.nets.mlp import mlp

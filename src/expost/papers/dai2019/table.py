@@ -6,8 +6,8 @@ is fragile (W), the second stage's gain and the reconstruction error are not.
 
 from __future__ import annotations
 
+from expost.evaluate.protocol import controls_of, same_scale
 from expost.papers.dai2019.claims import b1, b2, b3, b4
-from expost.papers.ghosh2020.table import controls_of, same_scale
 from expost.papers.published import published
 from expost.results import Table, word
 from expost.runs.lab import Lab

@@ -21,7 +21,7 @@ from expost.autoencoder import Autoencoder
 from expost.conditional import Conditional
 from expost.density.base import Codes, Density
 from expost.density.fitting import WIDEST, codes_for, drawn_in, held_out_split, require_fitted, spreads
-from expost.density.normal import StandardNormal
+from expost.density.gaussian import StandardNormal
 from expost.distributions import point
 from expost.objectives.elbo import ELBO
 from expost.optimise import Plateau

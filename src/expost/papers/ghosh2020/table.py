@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from expost.evaluate.protocol import DEFAULT, Scores
+from expost.evaluate.protocol import DEFAULT, Scores, controls_of, same_scale
 from expost.papers.ghosh2020.models import stage_spec
 from expost.papers.published import published
 from expost.results import Table, format_number, word
 from expost.runs.lab import Lab
 
-__all__ = ["DATA", "MODELS", "ORDERINGS", "Columns", "Ordering", "controls_of", "measured", "printed", "same_scale", "table1", "table2"]
+__all__ = ["DATA", "MODELS", "ORDERINGS", "Columns", "Ordering", "measured", "printed", "table1", "table2"]
 
 #: column -> model -> value.
 Columns = dict[str, dict[str, float]]
@@ -190,12 +190,6 @@ def table1(lab: Lab) -> tuple[list[Table], bool]:
     return [table, verdicts, controls_of(scores)], good
 
 
-def same_scale(label: str) -> str:
-    if label.startswith("FID"):
-        return "the extractor is the paper's, so values may be compared too"
-    return "another extractor than the paper's: orderings can be compared, values cannot"
-
-
 def _verdicts(own: Columns, paper: Columns, data: str) -> tuple[Table, bool]:
     table = Table(("claim", "level", "ordering", "published", "measured"), title="What the paper reads from the table")
     good, known = True, any(paper.values())
@@ -207,19 +201,6 @@ def _verdicts(own: Columns, paper: Columns, data: str) -> tuple[Table, bool]:
         if not holds:
             table.notes.append(f"{ordering.id}: {text}")
     return table, good
-
-
-def controls_of(scores: Scores) -> Table:
-    """The control rows, which are the same for every model."""
-    rows = {row: results for row, results in scores.rows.items() if row.startswith("control: ")}
-    metrics = list(next(iter(rows.values())))
-    table = Table(
-        ("control", *(scores.label if m == "FD" else m for m in metrics)), title="Controls: real images in place of generated ones"
-    )
-    for row, results in rows.items():
-        table.add(row.removeprefix("control: "), *(results[m].value if m in results else None for m in metrics))
-    table.notes.append(f"against the same {scores.n} test images")
-    return table
 
 
 def table2(lab: Lab) -> tuple[list[Table], bool]:

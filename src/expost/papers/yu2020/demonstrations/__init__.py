@@ -10,7 +10,7 @@
 | ``importance-sampling`` | :func:`importance_sampling` | one importance sample against many: 1 bit against 0.1518 |
 
 Each is a function of a seed that returns a :class:`Demonstration`: a claim, whether it holds, a table, curves. Nothing is drawn here;
-``expost.report.demonstrations.draw`` does that.
+``expost.report.figures.draw`` does that.
 
 >>> demonstration = DEMONSTRATIONS["importance-sampling"](0)
 >>> demonstration.holds, round(demonstration.figures["limit (bits)"], 4)
