@@ -23,6 +23,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/house.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 import tomllib
 from importlib import resources
 from pathlib import Path
 
 import pathspec
+import pytest
 import yaml
 
 import expost
@@ -47,3 +50,25 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["version"] == expost.__version__ == PROJECT["project"]["version"]
     assert citation["license"] == PROJECT["project"]["license"]
     assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["project"]["authors"]]
+
+
+def test_rules_of_the_house_are_noticed_when_they_are_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    house = runpy.run_path(str(ROOT / "benchmarks" / "house.py"))
+    assert list(house["broken"]()) == []
+    copy = tmp_path / "expost"
+    shutil.copytree(ROOT / "src" / "expost", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "heads.py").write_text("from expost.papers.yu2020 import nets\nimport torch._C\n" + "x = 1\n" * 9999)
+    (copy / "papers" / "yu2020" / "nets.py").write_text("from expost.papers.dai2019 import nets\n")
+    for i in range(13):
+        (copy / "nets" / f"more{i}.py").write_text("")
+    monkeypatch.setitem(house["broken"].__globals__, "SOURCE", copy)
+    monkeypatch.setitem(house["rooms"].__globals__, "SOURCE", copy)
+    said = "\n".join(house["broken"]())
+    for part in (
+        "expost has 1",
+        "heads.py imports papers",
+        "papers/yu2020/nets.py imports another paper: dai2019",
+        "heads.py uses private names",
+        "nets has 17 files",
+    ):
+        assert part in said
