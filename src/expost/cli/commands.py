@@ -292,7 +292,7 @@ class Claims(DataOptions):
     """Check the papers' claims: measured figure and verdict for each, training what is needed."""
 
     paper: Positional[str | None] = None
-    """bozkurt2018 ... yu2020, a paper's key (ghosh2020), or one claim (C1); default: all"""
+    """key of a paper (ghosh2020; `expost list` has them all), or one claim (C1); default: all"""
     data: str = "mnist"
     """data set name or folder"""
     budget: Budget = "cpu"
