@@ -37,6 +37,7 @@ from math import log, pi
 import torch
 from torch import Tensor
 
+from expost.evaluate.metrics.registry import Compared, metric
 from expost.results import Result
 from expost.seeds import permutation
 from expost.statistics.samples import canonical_order, feature_matrix, feature_pair
@@ -272,3 +273,12 @@ def _notes(n: int, memorised: float, taken: tuple[int, int], steps: int) -> tupl
     if max(taken) >= steps:
         notes.append(f"a fit was cut short after {steps} steps: allow more")
     return tuple(notes)
+
+
+@metric("fld", "FLD", "FLD gap", copying=True, forbidden=lambda sets: sets.seen and sets.train is not None)
+def _likelihoods(sets: Compared) -> dict[str, Result]:
+    assert sets.train is not None
+    if sets.seen:
+        return {}
+    found = feature_likelihood(sets.generated, sets.test, sets.train, seed=sets.seed, memory=sets.memory)
+    return {"FLD": found.fld, "FLD gap": found.gap}

@@ -28,6 +28,7 @@ from math import isfinite, isqrt
 import torch
 from torch import Tensor
 
+from expost.evaluate.metrics.registry import Compared, metric
 from expost.results import Result
 from expost.seeds import permutation
 from expost.statistics.samples import canonical_order, dependence, feature_pair
@@ -160,3 +161,10 @@ def _notes(n: int) -> tuple[str, ...]:
         if n < 1000
         else ()
     )
+
+
+@metric("kid", "KID", forbidden=lambda sets: sets.dependent)
+def _all_pairs(sets: Compared) -> dict[str, Result]:
+    if sets.dependent:
+        return {}
+    return {"KID": kernel_distance(sets.generated, sets.test, subsets=None, memory=sets.memory)}

@@ -22,8 +22,9 @@ Neighbours are exact (:mod:`expost.evaluate.metrics.neighbours`), a copy lies at
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from expost.evaluate.metrics.frechet import FeatureStats
 from expost.evaluate.metrics.neighbours import RealNeighbours
+from expost.evaluate.metrics.registry import Compared, metric
 from expost.results import Result, Table
 from expost.seeds import permutation
 from expost.statistics.kmeans import lloyd
@@ -398,3 +400,29 @@ def _median(x: Tensor) -> tuple[float, float]:
 
 def _few(n: int) -> tuple[str, ...]:
     return (f"n = {n} is below {FEW}: compare with values at the same n only",) if n < FEW else ()
+
+
+@metric("memorisation", "AuthPct", "C_T", "NN ratio", "copy distance", copying=True)
+def _memorisation(sets: Compared) -> dict[str, Result]:
+    """Those that these sets allow; why one is missing is a note of AuthPct, which always exists."""
+    assert sets.train is not None
+    generated, train, reference, memory = sets.generated, sets.train, sets.reference, sets.memory
+    real, test = reference.neighbours, reference.test
+    near = nearest(generated, train, 2, different=True, memory=memory)
+    both: dict[str, Any] = {"nearest_train": near, "test_nearest": real.test_to_train, "memory": memory}
+    found = {"AuthPct": authenticity(generated, train, nearest_train=near, train_nearest=real.train_nearest, memory=memory)}
+    ways: dict[str, Callable[[], Result]] = {
+        "C_T": lambda: data_copying(generated, test, train, seed=sets.seed, centres=reference.cells(sets.seed), **both),
+        "NN ratio": lambda: nearest_neighbour_ratio(generated, train, nearest_train=near, memory=memory),
+        "copy distance": lambda: copy_distance(generated, test, train, **both),
+    }
+    if sets.seen:
+        del ways["C_T"], ways["copy distance"]
+    missing = []
+    for name, way in ways.items():
+        try:
+            found[name] = way()
+        except ValueError as error:  # a collapsed generator fills no cell, a test set of copies has no scale
+            missing.append(f"no {name}: {error}")
+    found["AuthPct"] = dataclasses.replace(found["AuthPct"], notes=(*found["AuthPct"].notes, *missing))
+    return found

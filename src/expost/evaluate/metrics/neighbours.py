@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from expost.evaluate.metrics.registry import Compared, metric
 from expost.results import Result
 from expost.statistics.neighbours import MEMORY, Frame, Neighbours, nearest, pair_distances, search, searchable
 from expost.system.progress import Bar
@@ -263,3 +264,8 @@ def _notes(generated: int, real: int) -> tuple[str, ...]:
     if generated != real:
         notes.append(f"{generated} generated and {real} real points: unequal sets shift all four scores, compare at equal n")
     return tuple(notes)
+
+
+@metric("neighbours", "precision", "recall", "density", "coverage")
+def _panel(sets: Compared) -> dict[str, Result]:
+    return neighbour_panel(sets.generated, sets.test, real_radii=sets.reference.neighbours.radii, memory=sets.memory).results()

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from expost.evaluate.metrics.registry import Compared, metric
 from expost.results import Result
 from expost.seeds import permutation
 from expost.statistics.kmeans import lloyd_
@@ -208,3 +209,9 @@ def _sklearn(generated: Tensor, real: Tensor, clusters: int, runs: int, seed: in
     for _ in range(runs):
         with threadpool_limits(1, user_api="openmp"):  # partial sums in one order
             yield torch.from_numpy(MiniBatchKMeans(n_clusters=clusters, n_init=10, random_state=state).fit(x).labels_).long()
+
+
+@metric("prd", "F8", "F1/8")
+def _curves(sets: Compared) -> dict[str, Result]:
+    curve = prd(sets.generated, sets.test, seed=sets.seed, balance="subsample", memory=sets.memory)
+    return {"F8": curve.f8, "F1/8": curve.f1_8}

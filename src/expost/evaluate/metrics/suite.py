@@ -25,24 +25,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from expost.evaluate import metrics
 from expost.evaluate.features.base import Extractor, cached_features
-from expost.evaluate.metrics.fld import feature_likelihood
-from expost.evaluate.metrics.frechet import FeatureStats, extrapolated, frechet_distance
-from expost.evaluate.metrics.kid import kernel_distance
-from expost.evaluate.metrics.memorisation import authenticity, cells_of, copy_distance, data_copying, nearest_neighbour_ratio
-from expost.evaluate.metrics.neighbours import RealNeighbours, neighbour_panel
-from expost.evaluate.metrics.prd import prd
+from expost.evaluate.metrics.frechet import FeatureStats
+from expost.evaluate.metrics.memorisation import cells_of
+from expost.evaluate.metrics.neighbours import RealNeighbours
+from expost.evaluate.metrics.registry import Compared
 from expost.results import Result
-from expost.statistics.neighbours import MEMORY, nearest
+from expost.statistics.neighbours import MEMORY
 from expost.statistics.samples import REPEATS, dependence, feature_pair, overlap
 from expost.system.files import cache_folder
 from expost.system.hashes import content_hash, row_keys
@@ -51,12 +49,9 @@ from expost.system.storage import Tensors, remember
 
 __all__ = ["COPYING", "GROUPS", "QUALITY", "Reference", "check_groups", "measure", "placed"]
 
-GROUPS = ("fd", "kid", "prd", "neighbours", "memorisation", "fld")
+GROUPS = tuple(metrics.METRICS)
 #: Columns of the table of quality and of the table of memorisation.
-QUALITY = ("FD", "FD∞", "KID", "F8", "F1/8", "precision", "recall", "density", "coverage")
-COPYING = ("AuthPct", "C_T", "NN ratio", "copy distance", "FLD", "FLD gap")
-#: FD∞ is fifteen distances: cheap for small features, minutes for Inception's.
-EXTRAPOLATED_UP_TO = 512
+QUALITY, COPYING = (tuple(c for m in metrics.METRICS.values() if m.copying == copying for c in m.columns) for copying in (False, True))
 
 
 def check_groups(groups: Iterable[str]) -> tuple[str, ...]:
@@ -168,33 +163,26 @@ def measure(
     if isinstance(generated, Tensor):
         generated = generated.to(reference.test.device)  # where what is known of real data lies
     generated, test = feature_pair(generated, reference.test)
-    train, memory = reference.train, reference.memory
+    train = reference.train
     kin = _Kinship.of(generated, reference)
-    ways: dict[str, Callable[[], Mapping[str, Result]]] = {
-        "fd": lambda: _distances(generated, reference, seed, kin.dependent),
-        "kid": lambda: {} if kin.dependent else {"KID": kernel_distance(generated, test, subsets=None, memory=memory)},
-        "prd": lambda: _curves(generated, test, seed, memory),
-        "neighbours": lambda: neighbour_panel(generated, test, real_radii=reference.neighbours.radii, memory=memory).results(),
-    }
-    if train is not None:
-        ways["memorisation"] = lambda: _memorisation(generated, reference, train, seed, kin.seen)
-        ways["fld"] = lambda: {} if kin.seen else _likelihoods(generated, test, train, seed, memory)
+    sets = Compared(generated, test, train, reference, seed, kin.dependent, kin.seen)
     found: dict[str, Result] = {}
     missing: list[str] = []
     with Bar(len(chosen), what="metrics", after=1.0) as bar:
         for group in chosen:
             bar.update(bar.done, group)
-            if group in ways:
+            row = metrics.METRICS[group]
+            if train is not None or not row.copying:
                 try:
-                    found |= ways[group]()
+                    found |= row.measure(sets)
                 except ValueError as error:  # too few images for this one
                     missing.append(f"no {group}: {error}")
             else:
                 missing.append(f"no {group}: it asks how near samples are to training images, and there are none to compare with")
             bar.update(bar.done + 1)
     if not found:  # what kinship forbids stands there without a value, so that the reason does
-        forbidden = {"kid": ("KID",) * kin.dependent, "fld": ("FLD", "FLD gap") * (kin.seen and train is not None)}
-        found = {metric: Result(metric, math.nan, n=len(generated)) for group in chosen for metric in forbidden.get(group, ())}
+        rows = (metrics.METRICS[group] for group in chosen)
+        found = {name: Result(name, math.nan, n=len(generated)) for row in rows if row.forbidden(sets) for name in row.columns}
     if not found:
         raise ValueError(missing[0].partition(": ")[2])
     for carrier, notes in ((next(iter(found)), (*kin.notes, *missing)), (next((m for m in found if m in COPYING), ""), kin.train_notes)):
@@ -235,54 +223,6 @@ class _Kinship:
                 f"{len(train) - different} of the training images repeat others: copying is judged among the {different} different ones"
             )
         return cls(dependent, seen, notes, tuple(told))
-
-
-def _distances(generated: Tensor, reference: Reference, seed: int, dependent: bool) -> dict[str, Result]:
-    """FD, and FD∞ where fifteen more distances are cheap and lie on a line in 1/n, and the sets are independent."""
-    distance, (n, d) = frechet_distance(generated, reference.stats).result(reference.label), generated.shape
-    if dependent:
-        return {"FD": distance}
-    if d <= EXTRAPOLATED_UP_TO and min(n, len(reference.test)) >= 4 * d:
-        return {"FD": distance, "FD∞": extrapolated(generated, reference.test, seed=seed)}
-    why = f"{d} dimensions are more than {EXTRAPOLATED_UP_TO}" if d > EXTRAPOLATED_UP_TO else f"n is below four times the {d} dimensions"
-    return {"FD": dataclasses.replace(distance, notes=(*distance.notes, f"no FD∞: {why}"))}
-
-
-def _curves(generated: Tensor, test: Tensor, seed: int, memory: int) -> dict[str, Result]:
-    curve = prd(generated, test, seed=seed, balance="subsample", memory=memory)
-    return {"F8": curve.f8, "F1/8": curve.f1_8}
-
-
-def _likelihoods(generated: Tensor, test: Tensor, train: Tensor, seed: int, memory: int) -> dict[str, Result]:
-    found = feature_likelihood(generated, test, train, seed=seed, memory=memory)
-    return {"FLD": found.fld, "FLD gap": found.gap}
-
-
-def _memorisation(generated: Tensor, reference: Reference, train: Tensor, seed: int, seen: bool) -> dict[str, Result]:
-    """Those that these sets allow; why one is missing is a note of AuthPct, which always exists.
-
-    Args:
-        seen: reference images were seen in training, and are no measure of fresh ones.
-    """
-    real, test, memory = reference.neighbours, reference.test, reference.memory
-    near = nearest(generated, train, 2, different=True, memory=memory)
-    both: dict[str, Any] = {"nearest_train": near, "test_nearest": real.test_to_train, "memory": memory}
-    found = {"AuthPct": authenticity(generated, train, nearest_train=near, train_nearest=real.train_nearest, memory=memory)}
-    ways: dict[str, Callable[[], Result]] = {
-        "C_T": lambda: data_copying(generated, test, train, seed=seed, centres=reference.cells(seed), **both),
-        "NN ratio": lambda: nearest_neighbour_ratio(generated, train, nearest_train=near, memory=memory),
-        "copy distance": lambda: copy_distance(generated, test, train, **both),
-    }
-    if seen:
-        del ways["C_T"], ways["copy distance"]
-    missing = []
-    for metric, way in ways.items():
-        try:
-            found[metric] = way()
-        except ValueError as error:  # a collapsed generator fills no cell, a test set of copies has no scale
-            missing.append(f"no {metric}: {error}")
-    found["AuthPct"] = dataclasses.replace(found["AuthPct"], notes=(*found["AuthPct"].notes, *missing))
-    return found
 
 
 def placed(result: Result, extractor: str, generated: str, reference: str, sizes: tuple[int, int, int], seed: int) -> Result:
