@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expost.density import GMM, KDE, SPECS, Flow, FullGaussian, StandardNormal, load_density, parse, save_density, spec_of
+from expost.density import GMM, KDE, SPECS, Flow, FullGaussian, StandardNormal, load_density, parse, save_density
 from expost.system.files import save_tensors
 
 
@@ -31,7 +31,7 @@ def test_parse_and_back(spec: str, kind: type, attributes: dict[str, object]) ->
     assert type(density) is kind
     assert density.d == 3
     assert {k: getattr(density, k) for k in attributes} == attributes
-    assert spec_of(density) == ("gmm:10" if spec == "gmm" else spec)
+    assert density.spec == ("gmm:10" if spec == "gmm" else spec)
 
 
 @pytest.mark.parametrize(

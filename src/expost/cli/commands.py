@@ -60,7 +60,7 @@ class List:
 
     def run(self) -> None:
         from expost.data import names
-        from expost.density.spec import SPECS
+        from expost.density import SPECS
         from expost.papers.base import targets as reproducible
         from expost.results import Table
         from expost.runs.discovery import stages

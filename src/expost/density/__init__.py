@@ -12,16 +12,21 @@
 ``expost.SecondStage``, which needs training, stands above this folder.
 """
 
-from expost.density.base import Codes, Density, NotFittedError, draw_codes
-from expost.density.fitting import FitReport
-from expost.density.flow import Flow
+from expost.density.base import SPECS, Codes, Density, NotFittedError, draw_codes, register
+
+# In the order of the table of names.
+# isort: off
 from expost.density.gaussian import FullGaussian, StandardNormal
-from expost.density.kde import KDE
 from expost.density.mixture import GMM, GaussianMixture
-from expost.density.spec import SPECS, load_density, parse, save_density, spec_of
+from expost.density.kde import KDE
+from expost.density.flow import Flow
 from expost.density.vamp import VampPrior
+
+# isort: on
+from expost.density.fitting import FitReport
+from expost.density.spec import load_density, parse, save_density
 
 __all__ = [
     "GMM", "KDE", "SPECS", "Codes", "Density", "FitReport", "Flow", "FullGaussian", "GaussianMixture", "NotFittedError", "StandardNormal",
-    "VampPrior", "draw_codes", "load_density", "parse", "save_density", "spec_of",
+    "VampPrior", "draw_codes", "load_density", "parse", "register", "save_density",
 ]  # fmt: skip

@@ -6,8 +6,10 @@ that the state of a fitted density loads into a fresh one built with the same ar
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.distributions import Distribution
 from expost.seeds import seeded
 from expost.tensors import as_data, check_finite
 
-__all__ = ["Codes", "Density", "NotFittedError", "draw_codes"]
+__all__ = ["FORMS", "SPECS", "Codes", "Density", "NotFittedError", "draw_codes", "register"]
 
 #: Codes to fit to: a matrix (n, d), or the posteriors q(z | x_i) themselves, a distribution of batch shape (n,) and event shape (d,).
 Codes = Tensor | Distribution
@@ -29,6 +31,22 @@ class NotFittedError(ValueError):
     """The density has no state yet: call ``fit(z)`` or load a fitted one."""
 
 
+#: Dimension and arguments (the parts after colons, as text) -> density, by name; and how each name is written.
+SPECS: dict[str, Callable[..., Density]] = {}
+FORMS: dict[str, str] = {}
+
+
+def register(form: str, build: Callable[..., Density]) -> None:
+    """Make a density known by name, beside its class.
+
+    Args:
+        form: how it is written, for people: "gmm:10 or gmm:10:diagonal". Its first word, up to a colon, is the name.
+        build: (d, *arguments) -> density.
+    """
+    name = re.split("[:, ]", form, maxsplit=1)[0]
+    SPECS[name], FORMS[name] = build, form
+
+
 class Density(nn.Module, ABC):
     """() -> p(z). Abstract: a subclass defines :meth:`forward` and, where it can be fitted, :meth:`fit`."""
 
@@ -39,6 +57,19 @@ class Density(nn.Module, ABC):
     def fit(self, z: Codes, *, seed: int = 0) -> Self:
         """Learn from codes, replacing any earlier state; returns ``self``. A density that cannot be fitted raises with the remedy."""
         raise ValueError(f"{type(self).__name__} cannot be fitted to codes: fit a FullGaussian, GMM, KDE, Flow or SecondStage instead")
+
+    @property
+    def spec(self) -> str:
+        """The text that builds a density of this class and shape; ``ValueError`` where there is none."""
+        raise ValueError(f"a {type(self).__name__} has no spec: save the whole model with its run folder instead")
+
+    def arguments(self) -> dict[str, Any]:
+        """What the shapes of the state depend on and the spec does not say, for files: JSON values that :meth:`like` takes."""
+        return {}
+
+    def like(self, **arguments: Any) -> Density:
+        """An unfitted density of the same spec with these :meth:`arguments`."""
+        return self
 
 
 def draw_codes(z: Codes, *, seed: int, epoch: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution
 
-from expost.density.base import Codes, Density
+from expost.density.base import Codes, Density, register
 from expost.density.fitting import WIDEST, FitReport, codes_for, drawn_in, held_out_split, require_fitted, spreads
 from expost.optimise import Cosine, minimise
 from expost.seeds import permutation, seeded
@@ -133,3 +133,20 @@ class Flow(Density):
 
     def extra_repr(self) -> str:
         return f"d={self.d}, kind={self.kind!r}"
+
+    @property
+    def spec(self) -> str:
+        return "flow" if self.kind == "nsf" else f"flow:{self.kind}"
+
+    def arguments(self) -> dict[str, Any]:
+        return {"transforms": self.transforms, "hidden": list(self.hidden), "bins": self.bins}
+
+    def like(self, **arguments: Any) -> Flow:
+        return Flow(self.d, kind=self.kind, **arguments)
+
+
+def _named(d: int, kind: str = "nsf") -> Flow:
+    return Flow(d, kind=kind)  # type: ignore[arg-type]
+
+
+register("flow or flow:maf", _named)

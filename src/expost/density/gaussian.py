@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from expost.density.base import Codes, Density
+from expost.density.base import Codes, Density, register
 from expost.density.fitting import FitReport, Moments, codes_for, require_fitted
 
 __all__ = ["FullGaussian", "StandardNormal"]
@@ -61,6 +61,10 @@ class FullGaussian(Density):
     def extra_repr(self) -> str:
         return f"d={self.d}"
 
+    @property
+    def spec(self) -> str:
+        return "gaussian"
+
 
 class StandardNormal(Density):
     """p(z) = N(z; 0, I).
@@ -85,3 +89,11 @@ class StandardNormal(Density):
 
     def extra_repr(self) -> str:
         return f"d={self.d}"
+
+    @property
+    def spec(self) -> str:
+        return "normal"
+
+
+register("normal", StandardNormal)
+register("gaussian", FullGaussian)

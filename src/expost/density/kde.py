@@ -8,14 +8,14 @@ most likely. In more than a few dimensions the last is the one to trust. For Σ,
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.utils.checkpoint import checkpoint
 
-from expost.density.base import Codes, Density
+from expost.density.base import Codes, Density, register
 from expost.density.fitting import FitReport, Moments, codes_for, drawn_in, held_out_split, require_fitted, spreads
 from expost.seeds import permutation
 from expost.system.progress import Bar
@@ -168,6 +168,16 @@ class KDE(Density):
     def extra_repr(self) -> str:
         return f"d={self.d}, bandwidth={self.bandwidth!r}, points={self.points}"
 
+    @property
+    def spec(self) -> str:
+        return "kde" if self.bandwidth == "scott" else f"kde:{self.bandwidth}"
+
+    def arguments(self) -> dict[str, Any]:
+        return {"points": self.points}
+
+    def like(self, **arguments: Any) -> KDE:
+        return KDE(self.d, self.bandwidth, **arguments)
+
 
 def _most_likely(z: Tensor, factor: Tensor, seed: int) -> float:
     """The h whose kernels h² Σ on 90 % of the codes make the others most likely: golden-section search in log h.
@@ -195,3 +205,10 @@ def _most_likely(z: Tensor, factor: Tensor, seed: int) -> float:
                 b = low + golden * (high - low)
                 at_b = likelihood(b)
     return math.exp((low + high) / 2)
+
+
+def _named(d: int, bandwidth: str = "scott") -> KDE:
+    return KDE(d, bandwidth if bandwidth in ("scott", "cv") else float(bandwidth))  # type: ignore[arg-type]
+
+
+register("kde, kde:cv or kde:0.425", _named)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from expost.density.base import Codes, Density
+from expost.density.base import Codes, Density, register
 from expost.density.fitting import FitReport, codes_for, require_fitted
 from expost.seeds import seed_from
 from expost.system.progress import Bar
@@ -201,3 +201,14 @@ class GMM(Density):
 
     def extra_repr(self) -> str:
         return f"d={self.d}, components={self.components}, covariance={self.covariance!r}"
+
+    @property
+    def spec(self) -> str:
+        return f"gmm:{self.components}" + ("" if self.covariance == "full" else f":{self.covariance}")
+
+
+def _named(d: int, components: str = "10", covariance: str = "full") -> GMM:
+    return GMM(d, int(components), covariance)  # type: ignore[arg-type]
+
+
+register("gmm:10 or gmm:10:diagonal", _named)

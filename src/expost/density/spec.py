@@ -7,50 +7,20 @@ spec and dimension to build it from, so that loading executes nothing.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 
-from expost.density.base import Density
+from expost.density.base import FORMS, SPECS, Density
 from expost.density.fitting import FitReport
-from expost.density.flow import Flow
-from expost.density.gaussian import FullGaussian, StandardNormal
-from expost.density.kde import KDE
-from expost.density.mixture import GMM
 from expost.system.files import load_tensors, save_tensors
 from expost.system.memory import Bounded, machine
 from expost.system.schema import Meta
 
-__all__ = ["SPECS", "load_density", "parse", "save_density", "spec_of"]
-
-#: Dimension and arguments (the parts after colons) -> density. Other modules may add entries.
-Builder = Callable[..., Density]
-
-FORMS = {
-    "normal": "normal",
-    "gaussian": "gaussian",
-    "gmm": "gmm:10 or gmm:10:diagonal",
-    "kde": "kde, kde:cv or kde:0.425",
-    "flow": "flow or flow:maf",
-}
-
-
-def _gmm(d: int, components: str = "10", covariance: str = "full") -> GMM:
-    return GMM(d, int(components), covariance)  # type: ignore[arg-type]
-
-
-def _kde(d: int, bandwidth: str = "scott") -> KDE:
-    return KDE(d, bandwidth if bandwidth in ("scott", "cv") else float(bandwidth))  # type: ignore[arg-type]
-
-
-def _flow(d: int, kind: str = "nsf") -> Flow:
-    return Flow(d, kind=kind)  # type: ignore[arg-type]
-
-
-SPECS: dict[str, Builder] = {"normal": StandardNormal, "gaussian": FullGaussian, "gmm": _gmm, "kde": _kde, "flow": _flow}
+__all__ = ["SPECS", "load_density", "parse", "save_density"]
 
 
 def parse(spec: str, d: int, also: Mapping[str, str] = MappingProxyType({})) -> Density:
@@ -83,38 +53,14 @@ def parse(spec: str, d: int, also: Mapping[str, str] = MappingProxyType({})) -> 
         raise ValueError(f'cannot read the density "{spec}": write {FORMS[name]}') from error
 
 
-def spec_of(density: Density) -> str:
-    """The spec that :func:`parse` turns into a density of this class and shape; raises ``ValueError`` for classes without one."""
-    if isinstance(density, StandardNormal):
-        return "normal"
-    if isinstance(density, FullGaussian):
-        return "gaussian"
-    if isinstance(density, GMM):
-        return f"gmm:{density.components}" + ("" if density.covariance == "full" else f":{density.covariance}")
-    if isinstance(density, KDE):
-        return "kde" if density.bandwidth == "scott" else f"kde:{density.bandwidth}"
-    if isinstance(density, Flow):
-        return "flow" if density.kind == "nsf" else f"flow:{density.kind}"
-    raise ValueError(f"a {type(density).__name__} has no spec: save the whole model with its run folder instead")
-
-
-def _extra_arguments(density: Density) -> dict[str, Any]:
-    """What the shapes of the state depend on and a spec does not say."""
-    if isinstance(density, KDE):
-        return {"points": density.points}
-    if isinstance(density, Flow):
-        return {"transforms": density.transforms, "hidden": list(density.hidden), "bins": density.bins}
-    return {}
-
-
 def save_density(path: str | Path, density: Density) -> None:
     """Write a density to one safetensors file, whole or not at all."""
     report = getattr(density, "report", None)
     meta = {
         "kind": "density",
-        "spec": spec_of(density),
+        "spec": density.spec,
         "d": density.d,
-        "arguments": _extra_arguments(density),
+        "arguments": density.arguments(),
         "report": report.as_dict() if report is not None else None,
     }
     save_tensors(path, dict(density.state_dict()) or {"empty": torch.zeros(0)}, meta)
@@ -127,7 +73,7 @@ def load_density(path: str | Path, device: str | torch.device = "cpu") -> Densit
     held = sum(value.numel() * value.element_size() for value in tensors.values())
     try:
         with Bounded(4 * held + 2**20, "its sizes are not those of its tensors"):
-            density = _rebuild(meta)
+            density = parse(meta["spec"], meta["d"]).like(**meta["arguments"])
         density.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
@@ -151,13 +97,3 @@ class _Meta(TypedDict):
     d: Annotated[int, Meta(ge=1)]
     arguments: _Arguments
     report: FitReport | None
-
-
-def _rebuild(meta: _Meta) -> Density:
-    arguments: dict[str, Any] = dict(meta["arguments"])
-    density = parse(meta["spec"], meta["d"])
-    if isinstance(density, KDE):
-        return KDE(density.d, density.bandwidth, **arguments)
-    if isinstance(density, Flow):
-        return Flow(density.d, kind=density.kind, **arguments)
-    return density
