@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from expost.papers.base import papers
-from expost.papers.citations import CITATIONS
+from expost.papers.base import bibtex, papers
 from expost.runs.experiment import recipes as rows
 from expost.runs.networks import NETWORKS
 
@@ -30,7 +29,7 @@ LEVELS = {"M": "must hold", "S": "should hold at CPU scale", "W": "was published
 
 def paper(key: str) -> str:
     """Title, year and link of a paper; without a link where there is none (slides)."""
-    title, year = (re.search(rf"{field} = {{(.*)}}", CITATIONS[key]) for field in ("title", "year"))
+    title, year = (re.search(rf"{field} = {{(.*)}}", bibtex(key)) for field in ("title", "year"))
     assert title is not None
     assert year is not None
     name = re.sub(r"[{}]", "", title[1])

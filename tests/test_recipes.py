@@ -12,7 +12,7 @@ from expost import data
 from expost.cli import main
 from expost.objectives import ELBO, RAE, DecoderL2
 from expost.optimise import Cosine
-from expost.papers.citations import CITATIONS
+from expost.papers.base import bibtex
 from expost.runs import BUDGETS, Task, find, recipes
 from expost.runs.networks import NETWORKS
 from expost.runs.overrides import apply, parse
@@ -51,7 +51,7 @@ def test_every_row_trains_and_samples(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_row_has_three_budgets_and_a_citation(name: str) -> None:
     row = find(name)
-    assert row.paper in CITATIONS
+    assert row.paper in bibtex(row.paper)
     shape = (2,) if row.data == POINTS else (1, 32, 32)
     for budget in BUDGETS:
         experiment = row.prepare(Task(row.data, shape, 50_000), budget)

@@ -324,7 +324,7 @@ class Cite:
     """run folder"""
 
     def run(self) -> None:
-        from expost.papers.citations import CITATIONS
+        from expost.papers.base import bibtex
         from expost.runs.experiment import find
         from expost.train.folder import RunFolder
 
@@ -343,7 +343,7 @@ class Cite:
             raise ValueError(
                 f"{self.folder} is a model of your own, sampled and measured by nothing that has a paper: cite where it comes from"
             )
-        echo("\n\n".join(CITATIONS[key] for key in dict.fromkeys(keys)))
+        echo("\n\n".join(bibtex(key) for key in dict.fromkeys(keys)))
 
 
 COMMANDS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from expost.evaluate.features.choose import extractor_of
-from expost.papers.citations import CITATIONS
+from expost.papers.base import bibtex
 from expost.report import Section, save_panels, write_page
 from expost.results import Table
 from expost.runs.run import Run, plan, train_run
@@ -75,7 +75,7 @@ def demo(out: Path, seed: int = 0) -> Table:
             Section(
                 "Do it again", code="expost demo\nexpost train ghosh2020/rae --data digits\nexpost evaluate runs/ghosh2020-rae-digits-cpu-0"
             ),
-            Section("Cite", code="\n\n".join(CITATIONS[k] for k in ("ghosh2020", "dai2019"))),
+            Section("Cite", code="\n\n".join(bibtex(k) for k in ("ghosh2020", "dai2019"))),
         ],
     )
     print(f"\n{table}\n\nwrote {out / 'report.html'} and {out / 'samples.png'} in {time.monotonic() - start:.0f} s")

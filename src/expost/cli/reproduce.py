@@ -36,8 +36,7 @@ class Reproduce(DataOptions):
 
     def run(self) -> None:
         from expost.cli.commands import Failure
-        from expost.papers.base import find_target
-        from expost.papers.citations import CITATIONS
+        from expost.papers.base import bibtex, find_target
         from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections
         from expost.report.pictures import save_maps
@@ -67,7 +66,7 @@ class Reproduce(DataOptions):
                 sections.append(Section("Maps", [failed]) if failed else Section("Maps", pictures=[out / "maps.png"]))
             sections += [*strip_sections(out, made.strips), *chart_sections(out, made.demonstrations)]
             command = f"expost reproduce {self.target}{f' --data {data}' * bool(data)} --budget {self.budget} --seed {self.seed}"
-            sections += [Section("Do it again", code=command), Section("Cite", code=CITATIONS[target.paper])]
+            sections += [Section("Do it again", code=command), Section("Cite", code=bibtex(target.paper))]
             write_page(out / "report.html", f"{target.name}: {target.summary}", sections)
             print(f"wrote {out / 'report.html'} in {time.monotonic() - start:.0f} s", flush=True)
         if not made.reproduced:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from expost.papers.citations import CITATIONS
 from expost.results import Demonstration, Strips, Table, Verdict
 from expost.runs.lab import Lab
 
@@ -101,6 +102,7 @@ class Paper:
         title, link: for people.
         targets: its tables and figures.
         claims: its checkable sentences.
+        bibtex: how it is cited.
     """
 
     key: str
@@ -109,6 +111,13 @@ class Paper:
     number: str
     targets: tuple[Target, ...]
     claims: tuple[Claim, ...]
+    bibtex: str
+
+
+def bibtex(key: str) -> str:
+    """BibTeX of a paper in a folder here, or of :data:`~expost.papers.citations.CITATIONS`; ``KeyError`` if there is none."""
+    own = {paper.key: paper.bibtex for paper in papers()}
+    return own[key] if key in own else CITATIONS[key]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""BibTeX of the papers behind recipes, densities and metrics; ``expost cite`` prints those that a run used."""
+"""BibTeX of what recipes, densities and metrics rest on beside the papers in folders here; ``expost cite`` prints what a run used."""
 
 from __future__ import annotations
 
@@ -28,36 +28,6 @@ CITATIONS: dict[str, str] = {
   author = {Lopez-Paz, David and Oquab, Maxime},
   booktitle = {International Conference on Learning Representations},
   year = {2017}
-}""",
-    "bozkurt2018": """@article{bozkurt2018,
-  title = {Can {VAEs} Generate Novel Examples?},
-  author = {Bozkurt, Alican and Esmaeili, Babak and Brooks, Dana H. and Dy, Jennifer G. and van de Meent, Jan-Willem},
-  journal = {arXiv:1812.09624},
-  year = {2018}
-}""",
-    "dai2019": """@inproceedings{dai2019,
-  title = {Diagnosing and Enhancing {VAE} Models},
-  author = {Dai, Bin and Wipf, David},
-  booktitle = {International Conference on Learning Representations},
-  year = {2019}
-}""",
-    "ghosh2020": """@inproceedings{ghosh2020,
-  title = {From Variational to Deterministic Autoencoders},
-  author = {Ghosh, Partha and Sajjadi, Mehdi S. M. and Vergari, Antonio and Black, Michael and Sch{\\"o}lkopf, Bernhard},
-  booktitle = {International Conference on Learning Representations},
-  year = {2020}
-}""",
-    "manoj2018": """@misc{manoj2018,
-  title = {Class Radius and Diversity of Latent Spaces},
-  author = {Manoj, Naren Sarayu},
-  note = {Slides},
-  year = {2018}
-}""",
-    "yu2020": """@article{yu2020,
-  title = {A Tutorial on {VAEs}: From {Bayes}' Rule to Lossless Compression},
-  author = {Yu, Ronald},
-  journal = {arXiv:2006.10273},
-  year = {2020}
 }""",
     "kingma2014": """@inproceedings{kingma2014,
   title = {Auto-Encoding Variational {Bayes}},

@@ -185,7 +185,7 @@ class Recipe:
     Attributes:
         name: ``paper/model``.
         summary: one line.
-        paper: key of :data:`expost.papers.citations.CITATIONS`.
+        paper: key of a paper, as ``expost cite`` knows it.
         model: (task, latent, networks) -> the untrained autoencoder; called under a seed.
         objective: (task, latent) -> objective.
         latent: task -> d.

@@ -51,4 +51,10 @@ PAPER = Paper(
         ),
     ),
     claims=CLAIMS,
+    bibtex="""@article{bozkurt2018,
+  title = {Can {VAEs} Generate Novel Examples?},
+  author = {Bozkurt, Alican and Esmaeili, Babak and Brooks, Dana H. and Dy, Jennifer G. and van de Meent, Jan-Willem},
+  journal = {arXiv:1812.09624},
+  year = {2018}
+}""",
 )  # fmt: skip

@@ -49,4 +49,10 @@ PAPER = Paper(
         Target("dai2019/figure10", "histogram of encoder variances, estimated dimension", _dai_figure10),
     ),
     claims=CLAIMS,
+    bibtex="""@inproceedings{dai2019,
+  title = {Diagnosing and Enhancing {VAE} Models},
+  author = {Dai, Bin and Wipf, David},
+  booktitle = {International Conference on Learning Representations},
+  year = {2019}
+}""",
 )  # fmt: skip

@@ -35,4 +35,10 @@ PAPER = Paper(
         Target("ghosh2020/figure6", "samples and their nearest training images in pixels; are they copies?", _copies),
     ),
     claims=CLAIMS,
+    bibtex="""@inproceedings{ghosh2020,
+  title = {From Variational to Deterministic Autoencoders},
+  author = {Ghosh, Partha and Sajjadi, Mehdi S. M. and Vergari, Antonio and Black, Michael and Sch{\\"o}lkopf, Bernhard},
+  booktitle = {International Conference on Learning Representations},
+  year = {2020}
+}""",
 )  # fmt: skip

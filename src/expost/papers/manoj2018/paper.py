@@ -24,4 +24,10 @@ PAPER = Paper(
         Target("manoj2018/figures", "classes before and after the regulariser: codes, samples, radius and its bounds, coverage, modes", _manoj),
     ),
     claims=CLAIMS,
+    bibtex="""@misc{manoj2018,
+  title = {Class Radius and Diversity of Latent Spaces},
+  author = {Manoj, Naren Sarayu},
+  note = {Slides},
+  year = {2018}
+}""",
 )  # fmt: skip

@@ -51,4 +51,10 @@ PAPER = Paper(
         Target("yu2020/compression", "bits-back coding of test images beside gzip ... WebP and published rates", _compression),
     ),
     claims=CLAIMS,
+    bibtex="""@article{yu2020,
+  title = {A Tutorial on {VAEs}: From {Bayes}' Rule to Lossless Compression},
+  author = {Yu, Ronald},
+  journal = {arXiv:2006.10273},
+  year = {2020}
+}""",
 )  # fmt: skip
