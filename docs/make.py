@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expost.papers.base import bibtex, papers
 from expost.runs.experiment import recipes as rows
-from expost.runs.networks import NETWORKS
+from expost.runs.networks import networks
 
 HERE = Path(__file__).resolve().parent
 
@@ -52,7 +52,7 @@ def recipes() -> str:
         "",
     ]
     lines += ["| name | what | takes |", "|---|---|---|"]
-    lines += [f"| `{name}` | {pair.summary} | {', '.join(pair.takes)} |" for name, pair in NETWORKS.items()]
+    lines += [f"| `{name}` | {pair.summary} | {', '.join(pair.takes)} |" for name, pair in networks().items()]
     return "\n".join(lines) + "\n"
 
 

@@ -81,7 +81,7 @@ def test_pages_speak_the_language_of_the_field(page: Path) -> None:
     if page.name in ("log.md", "architecture.md"):
         return
     text = page.read_text(encoding="utf-8")
-    assert make.public(text) == text
+    assert not re.search(r"(?<!\d )(?<![\d.,])00[0-4](?![\d.])", text), "papers are called by their keys"
     assert "facts sheet" not in text
     if page.name != "claims.md":  # which lists the ids that the command takes
         assert not re.findall(r"\b(?:A\d|B\d|C\d|D\d|E\d)\d?\b", text)

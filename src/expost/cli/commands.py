@@ -65,7 +65,7 @@ class List:
         from expost.results import Table
         from expost.runs.discovery import stages
         from expost.runs.experiment import recipes as rows
-        from expost.runs.networks import NETWORKS
+        from expost.runs.networks import networks as pairs
 
         recipes = Table(("recipe", "what", "takes", "default data", "densities"), title="Recipes: expost train RECIPE")
         for row in rows().values():
@@ -81,7 +81,7 @@ class List:
             if (spec,) not in densities.rows:
                 densities.add(spec)
         networks = Table(("network", "what", "takes"), title="Networks: --set network=NAME")
-        for name, pair in NETWORKS.items():
+        for name, pair in pairs().items():
             networks.add(name, pair.summary, ", ".join(pair.takes))
         targets = Table(("target", "what"), title="Tables and figures: expost reproduce TARGET")
         for target in reproducible().values():

@@ -272,9 +272,9 @@ def register(*rows: Recipe) -> None:
 
 
 def recipes() -> dict[str, Recipe]:
-    """The table of recipes by name, with those of all papers."""
+    """The table of recipes by name, with those of all papers, in the order of their keys."""
     discover()
-    return _RECIPES
+    return dict(sorted(_RECIPES.items(), key=lambda row: row[0].partition("/")[0]))
 
 
 def _in_unit_interval(dataset: Dataset) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from expost import nets
 from expost.runs.discovery import discover
 
-__all__ = ["IMAGES", "NETWORKS", "POINTS", "Pair", "add_network", "find_network", "kind_of", "perceptron", "with_spectral"]
+__all__ = ["IMAGES", "NETWORKS", "POINTS", "Pair", "add_network", "find_network", "kind_of", "networks", "perceptron", "with_spectral"]
 
 Shape = tuple[int, ...]
 IMAGES, POINTS = "images", "points"
@@ -60,6 +60,13 @@ def perceptron(hidden: tuple[int, ...], summary: str) -> Pair:
 
 def _mirrored(hidden: tuple[int, ...]) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
     return partial(nets.mlp_encoder, hidden=hidden), partial(nets.mlp_decoder, hidden=hidden[::-1])
+
+
+def networks() -> dict[str, Pair]:
+    """The table of pairs by name: those of every recipe, then those of papers."""
+    common = [name for name in NETWORKS if name.partition("+")[0] in ("small", "mlp")]
+    discover()
+    return {name: NETWORKS[name] for name in (*common, *sorted(NETWORKS.keys() - set(common)))}
 
 
 def find_network(name: str) -> Pair:
