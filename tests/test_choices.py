@@ -43,14 +43,14 @@ def test_a_density_that_cannot_be_read_is_said_before_others_are_fitted(
     command: list[str], spec: str, sentence: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "density", lambda *a, **k: pytest.fail("something was fitted"))
-    monkeypatch.setattr("expost.evaluate.choose.default_extractor", lambda *a, **k: pytest.fail("a classifier was trained"))
+    monkeypatch.setattr("expost.evaluate.features.choose.default_extractor", lambda *a, **k: pytest.fail("a classifier was trained"))
     assert main([command[0], str(folder), *command[1:], *["gaussian"] * (command[0] != "diagnose"), spec]) == 2
     said = capsys.readouterr()
     assert (sentence in said.err, said.err.count("\n"), said.out) == (True, 1, "")
 
 
 def test_other_words_are_read_first_too(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("expost.evaluate.choose.default_extractor", lambda *a, **k: pytest.fail("a classifier was trained"))
+    monkeypatch.setattr("expost.evaluate.features.choose.default_extractor", lambda *a, **k: pytest.fail("a classifier was trained"))
     assert main(["evaluate", str(folder), "--interpolation", "linear", "sphere"]) == 2
     assert 'there is no interpolation "sphere": choose among spherical, linear, norm-corrected' in capsys.readouterr().err
     assert check_interpolations(kind for kind in ("linear", "linear")) == check_interpolations("linear") == ("linear",)
@@ -66,7 +66,7 @@ def test_the_standard_normal_is_a_density_of_any_run(folder: Path, capsys: pytes
 
 def test_progress_says_that_it_is_the_second_stage_that_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = []
-    monkeypatch.setattr("expost.train.Bar", lambda *a, what, **k: named.append(what) or Bar(*a, what=what, **k))
+    monkeypatch.setattr("expost.train.fit.Bar", lambda *a, what, **k: named.append(what) or Bar(*a, what=what, **k))
     for spec in ("stage", "mean-stage"):
         load_run(folder, device="cpu").density(spec, refit=True)
     assert named == ["second stage", "second stage"]

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expost.data import hub, load
+from expost.data import load
+from expost.data import tables as hub
 
 datasets = pytest.importorskip("datasets")
 

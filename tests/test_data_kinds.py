@@ -232,7 +232,7 @@ def test_means_of_points_are_not_bounded_and_those_of_images_are() -> None:
     for shape, link in (((7,), heads.identity), ((1, 8, 8), torch.sigmoid)):
         for name in ("kingma2014/vae", "ghosh2020/rae", "dai2019/vae-learned"):
             row = find(name)
-            experiment = row.prepare(expost.papers.Task("x", shape, 100), "cpu")
+            experiment = row.prepare(expost.runs.Task("x", shape, 100), "cpu")
             assert experiment.build(0)[0].decoder.head.link is link
 
 

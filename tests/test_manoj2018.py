@@ -72,7 +72,7 @@ def test_the_numbers_of_a_space_are_kept_and_consistent(lab: Lab, monkeypatch: p
     assert first["attack - segments"] == pytest.approx(first["E r, attack"] - first["E r, segments"], abs=1e-9)
     assert first["variance within classes"] + first["variance between classes"] == pytest.approx(first["total variance"])
     assert first.get("no such quantity") is None
-    monkeypatch.setattr("expost.storage.code_hash", lambda *modules: "another code")
+    monkeypatch.setattr("expost.system.storage.code_hash", lambda *modules: "another code")
     assert space(lab, "VAE") == first
     assert len(said) == 1, "measured again once the code has changed"
 

@@ -12,7 +12,7 @@ import torch
 import expost
 from expost.data import load, mapped
 from expost.objectives import ELBO
-from expost.train.fit import fit as train
+from expost.train import fit as train
 from expost.train.settings import Training
 from toys import convolutional
 

@@ -31,7 +31,7 @@ def test_nothing_is_done_by_default() -> None:
     assert none.generated(x) is x
     assert none.real(x) is x
     assert none.validation(x) is x
-    assert none.reference(x) is x
+    assert none.compared == "test"
     assert (none.active, none.describe(), str(none), repr(none)) == (False, (), "none", "Quirks()")
     assert Quirks.parse(" ") == none
 

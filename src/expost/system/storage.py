@@ -54,7 +54,7 @@ class Sources:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = Path(__file__).parent if root is None else root
+        self.root = Path(__file__).parents[1] if root is None else root
         self.package = self.root.name
         self._modules: dict[str, _Module | None] = {}
 

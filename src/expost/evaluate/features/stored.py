@@ -25,7 +25,8 @@ from torch import Tensor
 
 from expost.data.arrays import channels_last, resize
 from expost.data.decode import Decoder
-from expost.data.folder import SUFFIXES, files_below
+from expost.data.folder import files_below
+from expost.data.pictures import SUFFIXES
 from expost.data.source import need
 from expost.evaluate.features.base import Shape
 
