@@ -26,7 +26,7 @@ def test_selection() -> None:
         claims_of("005")
 
 
-@pytest.mark.parametrize("name", ["C13", "C18", "E1", "E7", "E8", "E9", "E11", "E12", "E13"])
+@pytest.mark.parametrize("name", ["C13", "C18", "E1", "E11", "E12", "E13"])  # E7 to E9 are demonstrations, which test_tutorial holds
 def test_mathematical_claims_hold(name: str, tmp_path: Path) -> None:
     (claim,) = claims_of(name)
     assert claim.measure is not None
