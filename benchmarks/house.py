@@ -1,4 +1,4 @@
-"""The rules of the house, from the sources alone: rooms, sizes, budgets, who names whom. Exit status 1 if one is broken; part of `make check`.
+"""The rules of the house, from the sources alone: rooms, sizes, budgets, circles of imports, who names whom. Exit status 1 if one is broken; part of `make check`.
 
     python benchmarks/house.py          statements per room beside their budgets, and what is broken
     python benchmarks/house.py --fix    write today's statements into pyproject.toml: growth is argued in the commit
@@ -14,7 +14,10 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+from expost.system.storage import Sources
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "expost"
@@ -38,6 +41,18 @@ def rooms() -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def circles() -> list[list[str]]:
+    """Modules that import each other, directly or through others; imports inside functions count, those for type checkers do not."""
+    sources = Sources(SOURCE)
+    names = [".".join((SOURCE.name, *f.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__") for f in SOURCE.rglob("*.py")]
+    graph = {name: sources.imported(name) - {name} for name in names}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
 def budgets() -> dict[str, int]:
     """What pyproject.toml allows."""
     with (ROOT / "pyproject.toml").open("rb") as file:
@@ -51,6 +66,8 @@ def broken() -> Iterator[str]:
         most = allowed.get(room, 0)
         if count > SLACK * most:
             yield f"{room} has {count} statements, its budget is {most}: take something out, or argue the growth in the commit (--fix)"
+    for circle in circles():
+        yield f"{' -> '.join(circle)} import each other: what they share wants a module below them"
     papers = {folder.name for folder in (SOURCE / "papers").iterdir() if (folder / "paper.py").is_file()}
     for folder in [SOURCE, *(p for p in SOURCE.rglob("*") if p.is_dir() and p.name != "__pycache__")]:
         files = [file for file in folder.glob("*.py") if not file.name.startswith("__")]

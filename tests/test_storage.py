@@ -15,7 +15,7 @@ import torch
 
 import expost
 from expost.system import storage
-from expost.system.storage import Sources, Tensors, recall, remember
+from expost.system.storage import Sources, Tensors, remember
 
 PACKAGE = Path(expost.__file__).parent
 #: What is kept -> the module that makes it.
@@ -45,6 +45,11 @@ BROKEN = {
     "objectives.elbo": (LAB, {"features"}),
     "papers.yu2020.plane_maps": ({"grid likelihood"}, {"controls", "features"}),
     "seeds": (set(MAKERS) - {"features", "neighbours"}, set()),
+    "density.kde": ({"scores", "compression"}, {"features"}),
+    "density.flow": ({"scores", "compression"}, {"features"}),
+    "papers.ghosh2020.mean_stage": ({"scores"}, {"controls"}),
+    "papers.yu2020.squeezed": (LAB, {"controls"}),
+    "papers.ghosh2020.nets": ({"scores"}, {"controls"}),
     "autoencoder": (LAB | {"controls"}, {"neighbours"}),
 }
 
@@ -174,7 +179,7 @@ def test_values_are_kept_by_key_and_code(tmp_path: Path, monkeypatch: pytest.Mon
     assert made({"a": 2}, tmp_path, "k") == ({"a": 1}, False)
     assert made({"a": 2}, tmp_path, "other") == ({"a": 2}, True)
     assert made({"a": 3}, tmp_path, "k", enough=lambda found: found["a"] > 1) == ({"a": 3}, True)
-    assert recall(tmp_path, "thing", "k", kind=dict, code=(made,)) == {"a": 3}
+    assert made({"a": 4}, tmp_path, "k") == ({"a": 3}, False)
     assert made({"a": "x"}, tmp_path, "k", kind=dict[str, str]) == ({"a": "x"}, True), "of another type than declared"
     assert len(list(tmp_path.iterdir())) == 2
     monkeypatch.setattr(storage, "code_hash", lambda *modules: "0" * 16)

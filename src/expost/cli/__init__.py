@@ -61,7 +61,8 @@ def _run(arguments: list[str]) -> int:
     try:
         import tyro
 
-        from expost.cli.commands import COMMANDS, Failure
+        from expost.cli.commands import COMMANDS
+        from expost.cli.common import Failure
         from expost.cli.options import as_options
         from expost.cli.torchrun import is_main, quiet_elsewhere, run_command, speaks
         from expost.system.progress import speaking

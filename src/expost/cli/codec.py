@@ -120,7 +120,7 @@ class Compress(OpensRun):
             for note in notes:
                 print(f"note: {note}")
         else:
-            from expost.cli.commands import load
+            from expost.cli.common import load
 
             x = getattr(load(self.folder, self.data, "cpu", self).dataset, self.split or "test").x
         what = f"{len(x)} images"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from expost.cli.codec import Compress, Decompress
+from expost.cli.common import Failure, echo, load
 from expost.cli.diagnose import Diagnose
 from expost.cli.evaluate import Compare, Evaluate
 from expost.cli.likelihood import Likelihood
@@ -19,10 +20,9 @@ from expost.cli.torchrun import Shared
 from expost.cli.wrap import Wrap
 
 if TYPE_CHECKING:
-    from expost.runs.run import Run
     from expost.train.history import History
 
-__all__ = ["COMMANDS", "Failure"]
+__all__ = ["COMMANDS"]
 
 Budget = Literal["smoke", "cpu", "paper"]
 
@@ -30,17 +30,9 @@ Budget = Literal["smoke", "cpu", "paper"]
 CODES = 10_000
 
 
-class Failure(Exception):
-    """The command ran and its outcome is a failure: a sentence for stderr, exit status 1."""
-
-
-def echo(text: object = "") -> None:
-    print(text, flush=True)
-
-
 @dataclass
 class Demo:
-    """The whole way on a small real data set: train, fit densities, sample, score, look. Under a minute on two cores."""
+    """The whole way on a small real data set: train, fit densities, sample, score, look. Minutes on two cores."""
 
     out: Path = Path("runs/demo")
     """folder of the report"""
@@ -178,15 +170,6 @@ def _ended(history: History, at: str) -> str:
     rate = history.images / max(1e-9, history.seconds)
     line = f"{ended} ({rate:.0f} images/s); {split} loss: {history.last('total', split):.4g} nats per example"
     return line + ("; the same command with --resume goes on" if history.stopped == "time" else "")
-
-
-def load(folder: Path, data: str | None, device: str | None, options: OpensRun, *, failed: bool = False) -> Run:
-    """The run of a folder: the one way in which commands open it."""
-    from expost.runs.run import load_run
-    from expost.system.devices import choose_device
-
-    choose_device(device)  # before anything is read
-    return load_run(folder, data_name=data, device=device, code=options.code, loading=options.loading(), failed=failed)
 
 
 @dataclass

@@ -51,7 +51,7 @@ class Diagnose(OpensRun):
     def run(self) -> None:
         import time
 
-        from expost.cli.commands import echo, load
+        from expost.cli.common import echo, load
         from expost.report import Section, write_page
         from expost.report.figures import chart_sections, strip_sections
         from expost.runs.diagnosis import diagnose_run

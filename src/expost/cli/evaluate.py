@@ -43,7 +43,7 @@ class Evaluate(OpensRun, Shared):
     """cpu, cuda, mps"""
 
     def shared(self, main: bool) -> None:
-        from expost.cli.commands import echo, load
+        from expost.cli.common import echo, load
         from expost.evaluate.features.choose import extractor_of
         from expost.evaluate.metrics.suite import check_groups
         from expost.evaluate.protocol import check_interpolations
@@ -112,7 +112,7 @@ class Compare(ImageOptions, Shared):
     """cpu, cuda, mps"""
 
     def shared(self, main: bool) -> None:
-        from expost.cli.commands import echo
+        from expost.cli.common import echo
         from expost.evaluate.comparison import compare
         from expost.evaluate.metrics.suite import COPYING, QUALITY
         from expost.results import Table

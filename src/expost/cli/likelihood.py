@@ -49,7 +49,7 @@ class Likelihood(OpensRun):
     """cpu, cuda, mps"""
 
     def run(self) -> None:
-        from expost.cli.commands import load
+        from expost.cli.common import load
         from expost.distributions import Marginal
         from expost.evaluate.likelihood.annealed import annealed_bound
         from expost.evaluate.likelihood.importance import importance_bound

@@ -35,7 +35,7 @@ class Reproduce(DataOptions):
     """cpu, cuda, mps"""
 
     def run(self) -> None:
-        from expost.cli.commands import Failure
+        from expost.cli.common import Failure
         from expost.papers.base import bibtex, find_target
         from expost.report import Section, attempt, write_page
         from expost.report.figures import chart_sections, strip_sections

@@ -67,7 +67,7 @@ class Sweep(DataOptions):
     """show the runs and how far each is, and stop"""
 
     def run(self) -> None:
-        from expost.cli.commands import Failure
+        from expost.cli.common import Failure
         from expost.runs.overrides import parse
         from expost.runs.sweep.batch import run_jobs
         from expost.runs.sweep.jobs import expand, parse_axis

@@ -28,7 +28,6 @@ __all__ = [
     "as_tables",
     "claims_of",
     "find_target",
-    "paper_of",
     "papers",
     "targets",
 ]
@@ -127,11 +126,6 @@ def papers() -> tuple[Paper, ...]:
     names = (f"{found.name}.paper" for found in iter_modules(package.__path__, "expost.papers.") if found.ispkg)
     found: list[Paper] = [import_module(name).PAPER for name in names if util.find_spec(name) is not None]
     return tuple(sorted(found, key=lambda paper: paper.number))
-
-
-def paper_of(claim: Claim) -> Paper:
-    """The paper that a claim is of."""
-    return next(paper for paper in papers() if claim in paper.claims)
 
 
 def claims_of(paper: str | None) -> list[Claim]:

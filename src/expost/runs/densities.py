@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from expost.density import parse
+from expost import density
 from expost.density.base import Density
-from expost.runs.discovery import add_density, stages
+from expost.runs.discovery import add_density, forms, stages
 from expost.runs.experiment import Experiment
 from expost.train.second_stage import SecondStage
 
@@ -24,7 +24,7 @@ def fresh_density(spec: str, experiment: Experiment, seed: int) -> Density:
             return stages()[name].build(experiment, seed, argument)
         except ValueError:
             raise ValueError(f'cannot read the density "{spec}": write {stages()[name].form}') from None
-    return parse(spec, experiment.latent, {name: stage.form for name, stage in stages().items()} | {"prior": "prior"})
+    return density.parse(spec, experiment.latent, forms())
 
 
 def _second_stage(experiment: Experiment, seed: int, argument: str) -> Density:

@@ -10,18 +10,15 @@ from typing import NamedTuple
 
 from expost.density.base import Density
 
-__all__ = ["Stage", "add_density", "discover", "stages"]
+__all__ = ["Stage", "add_density", "discover", "forms", "stages"]
 
 
 @cache
 def discover() -> None:
-    """Import ``expost.papers.*.models`` (and single files of rows), which add their recipes, networks and densities to the tables."""
-    package = import_module("expost.papers")
-    for found in iter_modules(package.__path__, "expost.papers."):
-        models = f"{found.name}.models" if found.ispkg else found.name
-        if (found.ispkg and util.find_spec(models) is None) or (not found.ispkg and not found.name.endswith(".classics")):
-            continue
-        import_module(models)
+    """Import ``expost.papers.*.models``, which add their recipes, networks and densities to the tables."""
+    for found in iter_modules(import_module("expost.papers").__path__, "expost.papers."):
+        if found.ispkg and util.find_spec(f"{found.name}.models") is not None:
+            import_module(f"{found.name}.models")
 
 
 class Stage(NamedTuple):
@@ -43,3 +40,8 @@ def stages() -> dict[str, Stage]:
     """All of these by name, with those of papers."""
     discover()
     return _STAGES
+
+
+def forms() -> dict[str, str]:
+    """How the densities are written that a run has beside :data:`expost.density.SPECS`: these, and its prior."""
+    return {name: stage.form for name, stage in stages().items()} | {"prior": "prior"}

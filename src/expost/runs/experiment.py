@@ -22,7 +22,7 @@ from expost.heads import Gaussian, Head, identity
 from expost.objectives.base import Objective
 from expost.optimise import Cosine
 from expost.runs import overrides
-from expost.runs.discovery import discover, stages
+from expost.runs.discovery import discover, forms, stages
 from expost.runs.networks import IMAGES, POINTS, Pair, find_network, kind_of
 from expost.seeds import seeded
 from expost.system.hashes import experiment_name, stable_repr, timeless
@@ -165,7 +165,7 @@ class Experiment(Checked):
         for spec in changed.densities:
             name = spec.partition("@")[0]
             if name != "prior" and name.partition(":")[0] not in stages():
-                parse_density(name, 1, {known: stage.form for known, stage in stages().items()} | {"prior": "prior"})
+                parse_density(name, 1, forms())
         return changed
 
     @property

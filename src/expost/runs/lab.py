@@ -6,7 +6,7 @@ Claims and tables ask the lab for what they need; a run is trained once per (exp
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,10 +90,10 @@ class Lab:
         if identity not in self._runs:
             path = run_path(self.root, experiment, dataset, self.budget, self.seed)
             if (path / "model.safetensors").is_file():
-                self._runs[identity] = load_run(path, device=self.device, dataset=dataset)
+                run = load_run(path, device=self.device, dataset=dataset)
             else:
                 self.say(f"training {recipe} on {dataset.name} ({self.budget} budget, seed {self.seed})")
-                self._runs[identity] = train_run(
+                run = train_run(
                     experiment,
                     dataset,
                     source=source,
@@ -106,6 +106,7 @@ class Lab:
                     progress=self.progress,
                     watch=watch,
                 )
+            self._runs[identity] = replace(run, current=True)
         return self._runs[identity]
 
     def scores(

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -57,6 +57,7 @@ class Run:
 
     Attributes:
         source: the data, or what loads them: they are loaded when they are first needed, so a run whose data are away can do all that needs none.
+        current: densities that other code has fitted are fitted again; else what lies in the folder is used, whatever fitted it.
     """
 
     experiment: Experiment
@@ -65,6 +66,7 @@ class Run:
     seed: int
     folder: RunFolder | None = None
     history: History | None = None
+    current: bool = False
 
     @cached_property
     def dataset(self) -> data.Dataset:
@@ -90,10 +92,10 @@ class Run:
             return fresh
         if isinstance(fresh, StandardNormal):  # N(0, I), whatever the codes are
             return fresh.to(self.model.device).eval()
-        file = self.folder.density_file(spec) if self.folder else None
+        file, code = self.folder.density_file(spec) if self.folder else None, code_hash(type(fresh).__module__)
         if file is not None and file.is_file() and not refit:
             again = _again(self.folder, spec) if self.folder else ""
-            if _load_fitted(fresh, file, spec, self.weights, again):
+            if _load_fitted(fresh, file, spec, self.weights, again, code if self.current else None):
                 return fresh.to(self.model.device).eval()
         fresh.to(self.model.device)
         source: Codes
@@ -105,7 +107,7 @@ class Run:
             fresh.fit(source, seed=self.seed if seed is None else seed)
         if self.folder is not None and file is not None and Processes().main:
             with keep_for_later(self.folder.path), writing(self.folder.path):
-                save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self.weights})
+                save_tensors(file, dict(fresh.state_dict()), {"kind": "density", "spec": spec, "model": self.weights, "code": code})
         return fresh.eval()
 
     def unfitted(self, spec: str) -> Density:
@@ -175,13 +177,15 @@ class _Fitted(TypedDict):
     spec: str
     model: str
     """name of the weights whose codes it was fitted to"""
+    code: NotRequired[str]
+    """of the density; older versions did not write it"""
 
 
-def _load_fitted(fresh: Density, file: Path, spec: str, weights: str, again: str) -> bool:
-    """Load a fitted density; false if it is of another spec or other weights."""
+def _load_fitted(fresh: Density, file: Path, spec: str, weights: str, again: str, code: str | None = None) -> bool:
+    """Load a fitted density; false if it is of another spec or other weights, or by other code than asked for."""
     try:
         tensors, meta = load_tensors(file, "a fitted density", meta=_Fitted)
-        if meta["model"] != weights or meta["spec"] != spec:
+        if meta["model"] != weights or meta["spec"] != spec or (code is not None and meta.get("code") != code):
             return False
         load_weights(fresh, tensors, str(file))
     except ValueError as error:

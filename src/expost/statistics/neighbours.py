@@ -31,7 +31,7 @@ SPARE = 12
 GROUP = 32
 #: Products are summed over at most this many dimensions at a time, which keeps the error bound small for images as features.
 SPAN = 4096
-#: Numbers of a buffer of exact differences: few enough for a processor's cache (measured: five times as fast as 2²⁰ of images as features).
+#: Numbers of a buffer of exact differences: few enough for a processor's cache (30 000 pairs of images of 64x64 RGB: 1.0 s, with 2¹⁶ 1.3 s, with 2²⁰ 2.4 s).
 CACHED = 1 << 18
 
 

@@ -17,7 +17,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -28,12 +27,14 @@ from expost.system.files import cached, load_tensors, read_signed, save_tensors,
 from expost.system.processes import Processes
 from expost.system.schema import convert
 
-__all__ = ["SPEAKING", "Sources", "Tensors", "code_hash", "recall", "remember"]
+__all__ = ["SPEAKING", "Sources", "Tensors", "code_hash", "remember"]
 
 T = TypeVar("T")
 #: A value that is kept as a safetensors file; all others are JSON.
 Tensors = dict[str, Tensor]
 
+#: A module that imports others by walking folders, and which (a pattern of files): no import of theirs stands in its source.
+WALKING = ("runs.discovery", "papers/*/models.py")
 #: Modules (and what is inside them) that change no number.
 SPEAKING = ("cli", "interrupt", "progress", "report", "trackers")
 
@@ -78,8 +79,15 @@ class Sources:
             if module is None or name in found or name.startswith(tuple(f"{s}." for s in speaking)) or name in speaking:
                 continue
             found[name] = module.digest
-            left += (target for where, what in module.imports for target in self._target(where, what))
+            left += self.imported(name)
+            if name == f"{self.package}.{WALKING[0]}":
+                left += (".".join((self.package, *f.relative_to(self.root).with_suffix("").parts)) for f in self.root.glob(WALKING[1]))
         return found
+
+    def imported(self, name: str) -> set[str]:
+        """The modules of the package that one of them imports itself."""
+        module = self.module(name)
+        return {target for where, what in module.imports for target in self._target(where, what)} if module is not None else set()
 
     def _target(self, where: str, what: str | None) -> Iterator[str]:
         """The module that an import of ``what`` from ``where`` needs: a module, or the one in which a package's name is defined."""
@@ -99,32 +107,28 @@ class Sources:
         return hashlib.sha256(json.dumps(sorted(self.reached(names).items())).encode()).hexdigest()[:16]
 
 
-class _Bare(ast.NodeTransformer):
-    """Without docstrings, and without imports that are for type checkers only."""
-
-    def visit(self, node: ast.AST) -> Any:
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return ast.copy_location(ast.Pass(), node)
-        self.generic_visit(node)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            texts = [
-                n for n in node.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)
-            ]
-            node.body = [n for n in node.body if n not in texts] or [ast.Pass()]
-        return node
-
-
 @cache
 def _parsed(source: str, package: str) -> _Module:
-    tree = _Bare().visit(ast.parse(source))
-    imports: list[tuple[str, str | None]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += ((alias.name, None) for alias in node.names)
+    """Docstrings, and imports that are for type checkers only, do not count."""
+    tree, imports = ast.parse(source), dict[tuple[str, str | None], None]()
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+        elif isinstance(node, ast.Import):
+            imports |= dict.fromkeys((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
-            imports += ((node.module, alias.name) for alias in node.names)
-    own = tuple(dict.fromkeys(i for i in imports if i[0].split(".")[0] == package))
-    return _Module(hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], own)
+            imports |= dict.fromkeys((node.module, alias.name) for alias in node.names)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            body[:] = [
+                n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str))
+            ]
+        if not isinstance(node, ast.expr):  # no expression holds a statement
+            left += ast.iter_child_nodes(node)
+    own = tuple(i for i in imports if i[0].split(".")[0] == package)
+    return _Module(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), own)
 
 
 @cache
@@ -172,13 +176,6 @@ def _read(kind: type[T], path: Path) -> T:
     value = read_signed(path, "remembered figures", "delete it", dict[str, Any], always=True)["value"]
     convert(value, kind, str(path))
     return cast(T, value)
-
-
-def recall(folder: Path, name: str, *key: Any, kind: type[T], code: tuple[Any, ...]) -> T | None:
-    """What :func:`remember` keeps under this key, made by this code; None if there is nothing, or only something damaged."""
-    with suppress(Exception):
-        return _read(kind, _place(folder, name, code, key, kind))
-    return None
 
 
 def remember(
