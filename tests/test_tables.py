@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from expost.cli import main
+from expost.density import FullGaussian
 from expost.papers.base import claims_of, find_target, targets
 from expost.papers.dai2019.table import ROWS
 from expost.papers.ghosh2020.models import stage_spec
 from expost.papers.ghosh2020.table import MODELS, ORDERINGS, SINGLE, Columns, measured, printed, rank_correlation, recall_rises
 from expost.runs.lab import Lab
+from expost.runs.run import load_run
 
 TARGETS = targets()
 
@@ -108,6 +110,23 @@ def test_scores_are_kept_until_more_is_asked_or_the_code_changes(lab: Lab, monke
     monkeypatch.setattr("expost.system.storage.code_hash", lambda *modules: "another code")
     lab.scores("ghosh2020/vae", ("prior",))
     assert len(said) == 2
+
+
+def test_densities_that_other_code_fitted_are_fitted_again_in_a_lab_only(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[None] = []
+    fit = FullGaussian.fit
+    monkeypatch.setattr(FullGaussian, "fit", lambda *a, **k: fits.append(None) or fit(*a, **k))
+    run = lab.run("ghosh2020/vae")
+    assert run.folder is not None
+    run.density("gaussian", refit=True)
+    run.density("gaussian")
+    assert len(fits) == 1
+    monkeypatch.setattr("expost.runs.run.code_hash", lambda *modules: "another code")
+    load_run(run.folder.path, dataset=run.dataset).density("gaussian")
+    assert len(fits) == 1, "what a user has fitted is used"
+    run.density("gaussian")
+    run.density("gaussian")
+    assert len(fits) == 2
 
 
 @pytest.mark.parametrize("name", [n for n in TARGETS if n.startswith(("ghosh2020/", "dai2019/table"))])

@@ -190,7 +190,8 @@ def e12(lab: Lab) -> Verdict:
             with seeded("e12 samples", lab.seed, k):
                 bounds.append(float(torch.stack([loose(k).log_prob(x) for _ in range(200)]).mean()))
         posterior = torch.distributions.MultivariateNormal(encoder(x), covariance)
-        z = posterior.sample((3,))
+        with seeded("e12 posterior", lab.seed):
+            z = posterior.sample((3,))
         weights = loose.decode(z).log_prob(x) + loose.latent().log_prob(z) - posterior.log_prob(z)
         error = float((weights - exact).abs().max())
     truth = float(exact.mean())
